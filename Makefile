@@ -1,0 +1,61 @@
+# What one does with this tree. `make` prints the list; each target makes its own environment first.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+export PYTHON
+
+BIN := .venv/bin
+RUN := .venv/.installed-run
+DEV := .venv/.installed-dev
+SECONDS ?= 600
+SEEDS ?= all
+TIER := bash .ci/tier
+
+.PHONY: help run check lint types test test-system test-deep demo bench lock clean
+
+help: ## print this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: $(RUN) ## install what the daemon needs, then serve ./data in the foreground
+	@exec $(BIN)/dbmd serve ./data
+
+check: $(DEV) ## lint, types and the layers: the quick one
+	@$(TIER) 'make check' 120 $(MAKE) lint types
+
+lint: $(DEV)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/lint-imports
+
+types: $(DEV)
+	$(BIN)/mypy
+	$(BIN)/basedpyright
+
+test: $(DEV) ## the tests: no root, no system packages; every pure room covered by its own
+	@$(TIER) 'make test' 180 $(BIN)/pytest -p tests.rooms_covered
+
+test-system: $(DEV) ## what needs system packages, root or empty environments
+	@$(TIER) 'make test-system' 1200 $(BIN)/pytest -m system --timeout=600
+
+test-deep: $(DEV) ## the long search: SECONDS=600, SEEDS=all or committed
+	@$(TIER) 'make test-deep' $$(( $(SECONDS) + $(SECONDS) / 5 + 60 )) \
+		$(BIN)/pytest -m deep --hypothesis-profile=deep --timeout=0 --deep-seconds=$(SECONDS) --deep-seeds=$(SEEDS)
+
+demo: $(RUN) ## four towers on one database, in half a minute
+	@$(BIN)/python tests/demo.py
+
+bench: $(DEV) ## the figures of the README, beside its alternatives
+	@$(BIN)/python -m tests.benchmarks
+
+lock: $(DEV) ## pin every dependency anew
+	@bash .ci/lock
+
+clean: ## remove what these targets made; ./data stays
+	rm -rf .venv .venvs build dist .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+
+$(RUN): requirements.lock pyproject.toml .ci/environment
+	@bash .ci/environment run
+
+$(DEV): requirements.lock pyproject.toml .ci/environment
+	@bash .ci/environment dev
