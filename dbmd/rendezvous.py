@@ -1,0 +1,480 @@
+"""
+How daemons and clients of one host find each other: runtime folders, entries and flocks. Linux only.
+
+A database is known by its directory's device and inode, not its path: ``D-I`` is the stem of
+its files in a runtime folder. ``.json`` is the entry, replaced by rename; ``.sock`` and its
+siblings are the sockets; ``.serving`` is flocked exclusively by the daemon for its whole life;
+``.users`` is flocked shared by each process that opened by path, and exclusively by a leaving
+daemon; ``.turn`` is flocked by one opener or closer at a time; ``.managed`` forbids starts on
+demand; ``.log`` is what a daemon started on demand prints. The laws:
+
+1. Liveness is the flock on ``.serving``, which the kernel drops, never a pid, which is used again.
+2. The order of a daemon: LOCK of the database, ``.serving``, bind, entry. It ends in the reverse.
+3. Only a leaving daemon keeps ``.users`` exclusively, and it never waits for ``.turn``: whoever has the turn may wait.
+4. A lock file is unlinked only under all locks of its stem; who takes a lock checks that the path still leads to it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import stat
+import tempfile
+import time
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from dbmd.flocks import FileLock
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SHARED_FOLDER = "/run/dbmd"
+FOLDER_VARIABLE = "DBMD_RUNTIME_DIR"
+"""Names one private folder to use instead of the three; meant for tests."""
+SOCKET_BYTES_MAX = 107
+"""A unix socket's path: ``sun_path`` has 108 bytes, the last one NUL."""
+SOCKET_SUFFIXES = (".sock", ".sock.points", ".sock.scans")
+STEM_BYTES_USUAL = 21
+"""Two numbers of 32 bits; a file system with longer inodes is refused only if its own paths do not fit."""
+ENTRY_BYTES_MAX = 16_384
+"""An entry is a path, an endpoint and six short fields; more is not an entry."""
+_FILE_NAME = re.compile(r"(\d+-\d+)\.(json|sock|sock\.points|sock\.scans|serving|users|turn|managed|log)")
+
+
+class RendezvousError(Exception):
+    """A runtime folder cannot be used, or a path in it is too long; the text says which and why."""
+
+
+class HeldError(RendezvousError):
+    """Somebody else holds what a daemon needs for itself."""
+
+    def __init__(self, what: str, pid: int | None) -> None:
+        super().__init__(f"{what} is held by {f'process {pid}' if pid else 'a process that left no pid'}")
+        self.pid = pid
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One database's files in one runtime folder."""
+
+    folder: str
+    stem: str
+
+    def path(self, suffix: str) -> str:
+        """Return the path of the file with this suffix."""
+        return f"{self.folder}/{self.stem}{suffix}"
+
+    @property
+    def socket_path(self) -> str:
+        """The main socket, whose siblings append to it; refused where the longest of them would not fit."""
+        longest = max(len(os.fsencode(self.path(suffix))) for suffix in SOCKET_SUFFIXES)
+        if longest > SOCKET_BYTES_MAX:
+            raise RendezvousError(f"{self.folder}: socket paths in it take {longest} bytes, past {SOCKET_BYTES_MAX}")
+        return self.path(".sock")
+
+    @property
+    def serving_path(self) -> str:
+        """The lock a daemon holds while it lives; inside: its pid, then the directory's path."""
+        return self.path(".serving")
+
+    @property
+    def users_path(self) -> str:
+        """The lock every process that opened by path shares."""
+        return self.path(".users")
+
+    @property
+    def turn_path(self) -> str:
+        """The lock of the one opener or closer whose turn it is."""
+        return self.path(".turn")
+
+    @property
+    def entry_path(self) -> str:
+        """What the daemon publishes."""
+        return self.path(".json")
+
+    @property
+    def managed_path(self) -> str:
+        """The mark that forbids starts on demand; inside: the directory's path."""
+        return self.path(".managed")
+
+    @property
+    def log_path(self) -> str:
+        """What a daemon started on demand prints."""
+        return self.path(".log")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """What a daemon tells the host about itself; ``since`` is Unix time, ``run`` names this life of the daemon."""
+
+    endpoint: str
+    pid: int
+    run: str
+    path: str
+    since: float
+    managed: bool = False
+    on_demand: bool = False
+    version: str = ""
+
+    @classmethod
+    def parse(cls, text: bytes) -> Entry | None:
+        """Return the entry, or ``None`` for what is not one; names of a later version are ignored."""
+        try:
+            told = json.loads(text)
+            entry = cls(**{each.name: told[each.name] for each in fields(cls) if each.name in told})
+        except (ValueError, TypeError, RecursionError):
+            return None
+        texts = (entry.endpoint, entry.run, entry.path, entry.version)
+        sound = all(isinstance(each, str) for each in texts) and isinstance(entry.pid, int)
+        return entry if sound and isinstance(entry.since, int | float) else None
+
+
+# --- runtime folders -------------------------------------------------------------------------------------------------
+
+
+def runtime_folders() -> list[str]:
+    """
+    Return the folders where daemons of this host may be published, in the order they are preferred.
+
+    A process without ``XDG_RUNTIME_DIR`` (cron, su) looks where systemd puts it, so that it
+    meets the processes of the same user that have it.
+    """
+    if chosen := os.environ.get(FOLDER_VARIABLE):
+        return [chosen]
+    user = os.geteuid()
+    session = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{user}"
+    return [SHARED_FOLDER, f"{session}/dbmd", f"{tempfile.gettempdir()}/dbmd-{user}"]
+
+
+def daemon_folder() -> str:
+    """
+    Return the first runtime folder this process may publish in, made if need be.
+
+    Raises ``RendezvousError`` with a reason per folder when there is none.
+    """
+    reasons = []
+    for folder in runtime_folders():
+        reason = _make(folder)
+        if reason is None:
+            return folder
+        reasons.append(reason)
+    raise RendezvousError("no runtime folder can be used: " + "; ".join(reasons))
+
+
+def _make(folder: str) -> str | None:
+    """Make the folder if it is missing, and say why a daemon cannot use it, ``None`` if it can."""
+    shared = folder == SHARED_FOLDER
+    if not shared or os.geteuid() == 0:
+        with suppress(OSError):  # what is wrong is told by what is there
+            Path(folder).mkdir(mode=0o700)
+            if shared:
+                Path(folder).chmod(0o755)  # whatever the umask
+    if reason := _refusal(folder, frozenset({os.geteuid()})):
+        return reason
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return f"{folder} is not writable"
+    longest = len(os.fsencode(folder)) + 1 + STEM_BYTES_USUAL + max(map(len, SOCKET_SUFFIXES))
+    if longest > SOCKET_BYTES_MAX:
+        return f"{folder} is too long: socket paths in it take {longest} bytes, past {SOCKET_BYTES_MAX}"
+    return None
+
+
+def _refusal(folder: str, owners: frozenset[int]) -> str | None:
+    """Say why what is in ``folder`` is not to be trusted; ``owners`` may have the shared one, we alone the others."""
+    shared = folder == SHARED_FOLDER
+    trusted = owners if shared else {os.geteuid()}
+    try:
+        info = os.lstat(folder)
+    except OSError as error:
+        return f"{folder}: {error.strerror}"
+    if not stat.S_ISDIR(info.st_mode):
+        return f"{folder} is not a directory (a symbolic link is not followed)"
+    if info.st_uid not in trusted:
+        return f"{folder} belongs to user {info.st_uid}, not to user {os.geteuid()}"
+    if info.st_mode & (0o022 if shared else 0o077):
+        return f"{folder} has mode {stat.S_IMODE(info.st_mode):04o}, which lets other users in"
+    return None
+
+
+def place_for(directory: str, folder: str) -> Place:
+    """Return the files of ``directory``, which must exist (``OSError``), in ``folder``."""
+    info = Path(directory).stat()
+    return Place(folder, f"{info.st_dev}-{info.st_ino}")
+
+
+def places(directory: str) -> list[Place]:
+    """Return the files of ``directory`` in every runtime folder that is there and to be trusted."""
+    info = Path(directory).stat()
+    owners = frozenset({0, os.geteuid(), info.st_uid})
+    stem = f"{info.st_dev}-{info.st_ino}"
+    return [Place(each, stem) for each in runtime_folders() if _refusal(each, owners) is None]
+
+
+# --- locks -----------------------------------------------------------------------------------------------------------
+
+
+class UsersLock(FileLock):
+    """The lock that the processes which opened by path share, and that their daemon waits for."""
+
+    def __init__(self, place: Place) -> None:
+        super().__init__(place.users_path)
+
+    def hold(self, deadline: float | None = None) -> bool:
+        """Share the lock; ``False`` when a leaving daemon held it until ``deadline``."""
+        return self.take(fcntl.LOCK_SH, deadline)
+
+    def wait_until_alone(self) -> None:
+        """
+        Block until no process shares the lock, and keep it: the daemon then leaves, and its exit drops it.
+
+        If the file was removed meanwhile (a logout wipes ``XDG_RUNTIME_DIR``), nobody new can
+        find the daemon, so being alone on the old file is enough.
+        """
+        self.wait(fcntl.LOCK_EX)
+
+
+def alive(place: Place) -> bool:
+    """Say whether a daemon holds ``place``; a claim that meets this probe tries again."""
+    try:
+        descriptor = os.open(place.serving_path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def claim_endpoint(socket_path: str, *, wait_s: float = 1.0) -> FileLock:
+    """
+    Lock an ipc socket's path, named by a user, before it is bound; the lock is ``PATH.lock``.
+
+    libzmq unlinks the live socket of another process without an error. Raises ``HeldError``.
+    """
+    lock = FileLock(f"{socket_path}.lock")
+    if not lock.take(fcntl.LOCK_EX, time.monotonic() + wait_s):
+        raise HeldError(f"the endpoint ipc://{socket_path}", _inscription(f"{socket_path}.lock")[0])
+    lock.inscribe(f"{os.getpid()}\n")
+    return lock
+
+
+def _inscription(path: str) -> tuple[int | None, str]:
+    """Return the pid and the directory's path that a lock file carries; ``None`` and "" where it does not."""
+    try:
+        number, _, directory = os.fsdecode(Path(path).read_bytes()).partition("\n")
+        return int(number), directory.removesuffix("\n")
+    except (OSError, ValueError):
+        return None, ""
+
+
+# --- entries ---------------------------------------------------------------------------------------------------------
+
+
+def read_entry(place: Place, owners: frozenset[int]) -> Entry | None:
+    """Return what is published in ``place``, by one of ``owners``; whether it is alive is not asked."""
+    text = _trusted_text(place.entry_path, owners)
+    return None if text is None else Entry.parse(text)
+
+
+def _trusted_text(path: str, owners: frozenset[int]) -> bytes | None:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return None
+    try:
+        info = os.fstat(descriptor)
+        if not stat.S_ISREG(info.st_mode) or info.st_uid not in owners or info.st_size > ENTRY_BYTES_MAX:
+            return None
+        return os.read(descriptor, ENTRY_BYTES_MAX)
+    finally:
+        os.close(descriptor)
+
+
+def find(directory: str) -> tuple[Place, Entry] | None:
+    """Return the live daemon that serves ``directory``, if there is one that this process trusts."""
+    try:
+        owners = _owners(directory)
+        for place in places(directory):
+            entry = read_entry(place, owners)
+            if entry is not None and alive(place):
+                return place, entry
+    except OSError:  # no such directory
+        pass
+    return None
+
+
+def managed_by(directory: str) -> str | None:
+    """
+    Return the path of the service's mark that forbids starts on demand, or ``None``.
+
+    A mark whose path no longer leads to ``directory`` was left on an inode that is used again.
+    """
+    owners = _owners(directory)
+    for place in places(directory):
+        text = _trusted_text(place.managed_path, owners)
+        with suppress(OSError, ValueError):
+            if text is not None and Path(os.fsdecode(text)).samefile(directory):
+                return place.managed_path
+    return None
+
+
+def everyone() -> list[Entry]:
+    """Return every live daemon in all folders that this process trusts."""
+    found = []
+    for place in _stems():
+        owners = {0, os.geteuid()}
+        with suppress(OSError):
+            owners.add(Path(place.folder).stat().st_uid)  # the daemon's user, whom the shared folder belongs to
+        entry = read_entry(place, frozenset(owners))
+        if entry is not None and alive(place):
+            found.append(entry)
+    return found
+
+
+def _owners(directory: str) -> frozenset[int]:
+    return frozenset({0, os.geteuid(), Path(directory).stat().st_uid})
+
+
+def _stems() -> Iterator[Place]:
+    for folder in runtime_folders():
+        try:
+            names = _names(folder)
+        except OSError:
+            continue
+        owners = frozenset({0, os.geteuid(), Path(folder).stat().st_uid})
+        if _refusal(folder, owners) is None:
+            yield from (Place(folder, stem) for stem in _stems_among(names))
+
+
+def _names(folder: str) -> list[str]:
+    return [each.name for each in Path(folder).iterdir()]
+
+
+def _stems_among(names: list[str]) -> list[str]:
+    matches = (_FILE_NAME.fullmatch(name) for name in names)
+    return sorted({match[1] for match in matches if match})
+
+
+# --- the daemon's side -----------------------------------------------------------------------------------------------
+
+
+class Serving:
+    """A daemon's hold on its place, from the claim to the release; a context manager."""
+
+    def __init__(self, place: Place, lock: FileLock, folder_lock: FileLock) -> None:
+        self.place = place
+        self._lock = lock
+        self._folder_lock = folder_lock
+
+    @classmethod
+    def claim(cls, place: Place, *, wait_s: float = 1.0) -> Serving:
+        """
+        Take the place for this process, after the database's LOCK, and sweep the folder.
+
+        Tries for ``wait_s``, because a client's probe holds the lock for an instant and a
+        daemon in its last one for a little longer. Raises ``HeldError`` with the holder's pid.
+        """
+        lock = FileLock(place.serving_path)
+        if not lock.take(fcntl.LOCK_EX, time.monotonic() + wait_s):
+            raise HeldError(place.serving_path, _inscription(place.serving_path)[0])
+        lock.inscribe(f"{os.getpid()}\n")
+        folder_lock = FileLock(place.folder, folder=True)
+        folder_lock.take(fcntl.LOCK_SH)  # systemd-tmpfiles spares a locked folder and all below it
+        serving = cls(place, lock, folder_lock)
+        serving.withdraw()  # a killed daemon's entry would now look alive
+        sweep(place.folder)
+        return serving
+
+    def publish(self, entry: Entry, mode: int = 0o600) -> None:
+        """
+        Tell the host, once the sockets are bound; ``mode`` is 0644 where other users may connect.
+
+        Leaves the mark of a managed service, or removes it: starting by hand without
+        ``--managed`` is how a user takes a database back from the service.
+        """
+        self._lock.inscribe(f"{os.getpid()}\n{entry.path}\n")
+        Path(self.place.serving_path).chmod(mode)
+        if entry.managed:
+            _replace(self.place.managed_path, os.fsencode(entry.path), mode)
+        elif not entry.on_demand:
+            for folder in runtime_folders():
+                with suppress(OSError):
+                    Path(Place(folder, self.place.stem).managed_path).unlink()
+        _replace(self.place.entry_path, json.dumps(asdict(entry)).encode(), mode)
+
+    def withdraw(self) -> None:
+        """Take the entry back, before anything is closed; a second call is fine."""
+        with suppress(FileNotFoundError):
+            Path(self.place.entry_path).unlink()
+
+    def release(self) -> None:
+        """Say that the database is closed: the last thing a daemon does. A second call is fine."""
+        self._folder_lock.release()
+        self._lock.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.withdraw()
+        self.release()
+
+
+def _replace(path: str, text: bytes, mode: int) -> None:
+    """Write a file that appears whole, its mode whatever the umask. Nothing here outlives a power cut: no sync."""
+    fresh = f"{path}.{os.getpid()}"
+    with suppress(FileNotFoundError):
+        Path(fresh).unlink()
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(descriptor, text)
+        os.fchmod(descriptor, mode)
+    finally:
+        os.close(descriptor)
+    Path(fresh).replace(path)
+
+
+def sweep(folder: str) -> None:
+    """Remove the files of databases that are gone for certain, and that no daemon, user or opener holds."""
+    for stem in _stems_among(_names(folder)):
+        place = Place(folder, stem)
+        with suppress(OSError), ExitStack() as stack:
+            if not _gone(place):
+                continue
+            for path in (place.turn_path, place.users_path, place.serving_path):
+                lock = FileLock(path)
+                stack.callback(lock.release)
+                if not lock.take(fcntl.LOCK_EX):
+                    break
+            else:
+                for suffix in (".json", *SOCKET_SUFFIXES, ".managed", ".log", ".serving", ".users", ".turn"):
+                    with suppress(FileNotFoundError):
+                        Path(place.path(suffix)).unlink()
+
+
+def _gone(place: Place) -> bool:
+    """
+    Say whether the directory is certainly not where its files say it was.
+
+    Its path must lead elsewhere or nowhere on the *same* device: behind a missing mount the
+    database may still be there. A directory that was moved loses files nobody holds; they
+    are made again when it is opened.
+    """
+    entry = read_entry(place, frozenset({os.geteuid()}))
+    directory = entry.path if entry is not None else _inscription(place.serving_path)[1]
+    if not directory:
+        return False
+    path = Path(directory)
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    info = path.stat()
+    device, inode = map(int, place.stem.split("-"))
+    return info.st_dev == device and not (path == Path(directory) and info.st_ino == inode)
