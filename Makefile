@@ -12,7 +12,7 @@ SECONDS ?= 600
 SEEDS ?= all
 TIER := bash .ci/tier
 
-.PHONY: help run check lint types test test-system test-deep demo bench lock clean
+.PHONY: help run check lint layers types test test-system test-deep demo bench lock clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,11 +21,13 @@ run: $(RUN) ## install what the daemon needs, then serve ./data in the foregroun
 	@exec $(BIN)/dbmd serve ./data
 
 check: $(DEV) ## lint, types and the layers: the quick one
-	@$(TIER) 'make check' 120 $(MAKE) lint types
+	@$(TIER) 'make check' 120 $(MAKE) --keep-going lint layers types
 
 lint: $(DEV)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+
+layers: $(DEV)
 	$(BIN)/lint-imports
 
 types: $(DEV)
