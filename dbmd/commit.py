@@ -1,0 +1,310 @@
+"""
+Group commit as a state machine: gathering -> committing -> gathering | ended.
+
+========== ================================================ ==================
+state      what may happen                                  next
+========== ================================================ ==================
+gathering  ``admit``, ``settle``, ``goodbye``, ``seal``     committing, if sealed
+committing the driver commits ``Sealed.writes``;            gathering
+           ``committed`` releases the answers
+committing ``failed``: nobody is answered                   ended
+ended      nothing: the store must be opened again
+========== ================================================ ==================
+
+The order law: what is persisted is persisted before anyone is told. A command is looked up
+first, then checked, then evaluated against the store *and* what the group already holds, so
+that two appends to one list in one group both count. Answers that change nothing on the disk
+(known, expired, refused at the first copy) are told at once.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from dbmd import identities, operations, protocol
+from dbmd.identities import BARRED, Completion, Identities, InHand, digest_of
+from dbmd.protocol import Code, Outcome, ProtocolError, Reply, Settled
+from dbmd.storage import Delete, Put, Range, View, Write
+from dbmd.verbs import RESERVED, RESERVED_RANGE, Append, Batch, Effect, RefusedError, Replace
+
+if TYPE_CHECKING:
+    from dbmd.limits import Limits
+    from dbmd.operations import Operation
+    from dbmd.protocol import Command, Commands, Settle
+
+STATE_KEY = RESERVED + b"s"
+STATE_FORMAT = 1
+
+
+class State(Enum):
+    """Where the machine stands."""
+
+    GATHERING = "gathering"
+    COMMITTING = "committing"
+    ENDED = "ended"
+
+
+class Told(NamedTuple):
+    """Answer ``ticket`` with ``answer``; the rest is for the log."""
+
+    ticket: Any
+    client: bytes
+    answer: Reply | Settled
+    operation: Operation | None = None
+    arguments: tuple[Any, ...] = ()
+
+
+class Sealed(NamedTuple):
+    """One group: the driver commits ``writes`` as one batch with one sync."""
+
+    sequence: int
+    writes: list[Write]
+    commands: int
+
+
+class _Admitted:
+    """A command in the gathering group, and everyone who is to be told of it."""
+
+    __slots__ = ("arguments", "askers", "attempt", "completion", "number", "operation", "ticket")
+
+    def __init__(self, ticket: Any, number: int, attempt: int, completion: Completion) -> None:  # noqa: ANN401
+        self.ticket = ticket
+        self.number = number
+        self.attempt = attempt
+        self.completion = completion
+        self.operation: Operation | None = None
+        self.arguments: tuple[Any, ...] = ()
+        self.askers: list[tuple[Any, int]] = []
+
+
+class _Refusal(Exception):  # noqa: N818 - it is a refusal, told to the client, not an error
+    """A negative answer that does not depend on the state."""
+
+    def __init__(self, outcome: Outcome, code: Code, text: str) -> None:
+        self.outcome = outcome
+        self.payload = (str(code), text)
+
+
+class _Overlay:
+    """The store as it will be once the gathering group is committed."""
+
+    def __init__(self, view: View, written: dict[bytes, bytes | None]) -> None:
+        self._view = view
+        self._written = written
+
+    def get(self, key: bytes) -> bytes | None:
+        return self._written[key] if key in self._written else self._view.get(key)
+
+    def scan(self, span: Range, *, reverse: bool = False, values: bool = True) -> Any:  # noqa: ANN401, ARG002
+        raise NotImplementedError("no effect reads a range")  # noqa: EM101
+
+
+class GroupCommit:
+    """The commands of one daemon, gathered into groups. ``ticket`` is opaque: who asked."""
+
+    def __init__(self, view: View, limits: Limits) -> None:
+        """Read what earlier runs recorded; raises ``UnknownFormatError`` for what is not ours or not known."""
+        self._limits = limits
+        self._written: dict[bytes, bytes | None] = {}
+        self._overlay = _Overlay(view, self._written)
+        self._admitted: dict[tuple[bytes, int], _Admitted] = {}
+        self._bytes = 0
+        self.state = State.GATHERING
+        self.disk_low = False
+        self.sequence, self.uptime_ms = _read_state(view)
+        self.identities = Identities(limits, view.scan(identities.RECORDS))
+
+    @property
+    def full(self) -> bool:
+        """Say whether the gathering group should take no more."""
+        return len(self._admitted) >= self._limits.group_commands_max or self._bytes >= self._limits.group_bytes_max
+
+    @property
+    def gathered(self) -> int:
+        """Return how many commands the gathering group holds."""
+        return len(self._admitted)
+
+    def admit(self, ticket: Any, frame: Commands, command: Command, clock_ms: int, uptime_ms: int) -> Told | None:  # noqa: ANN401
+        """Look up, check, evaluate and take one command; return its answer if that need not wait for the group."""
+        self._expect(State.GATHERING)
+        self.uptime_ms = max(self.uptime_ms, uptime_ms)
+        client, number, attempt = frame.client, command.number, command.attempt
+        digest = digest_of(command.body)
+        try:
+            known = self.identities.look_up(client, frame.birth, frame.floor, number, digest, self.uptime_ms)
+        except RefusedError as error:
+            outcome = _OUTCOMES.get(error.code, Outcome.FAILED)
+            reply = Reply(number, attempt, outcome, False, (str(error.code), error.text), 0)  # noqa: FBT003
+            return Told(ticket, client, reply)
+        if isinstance(known, InHand):
+            admitted = self._admitted[client, number]
+            if attempt >= admitted.attempt:
+                admitted.ticket, admitted.attempt = ticket, attempt
+            return None
+        if known is not None:
+            reply = Reply(number, attempt, known.outcome, True, known.payload, known.group)  # noqa: FBT003
+            return Told(ticket, client, reply)
+        if command.deadline_ms < clock_ms:
+            # It bars by itself: every copy of the command carries the same deadline.
+            text = f"the deadline passed {clock_ms - command.deadline_ms} ms before the command was admitted"
+            reply = Reply(number, attempt, Outcome.FAILED, False, (str(Code.DEADLINE), text), 0)  # noqa: FBT003
+            return Told(ticket, client, reply)
+        return self._take(ticket, frame, command, digest)
+
+    def _take(self, ticket: Any, frame: Commands, command: Command, digest: bytes) -> Told | None:  # noqa: ANN401
+        """Evaluate a new command and hold it, its outcome included, for the group."""
+        operation: Operation | None = None
+        arguments: tuple[Any, ...] = ()
+        outcome: int = Outcome.DONE
+        payload: object = None
+        try:
+            operation, arguments, effect = self._effect(command.body)
+            writes, payload = effect.evaluate(self._overlay, self._limits)
+            for write in writes:
+                self._written[write.key] = write.value if isinstance(write, Put) else None
+        except RefusedError as error:
+            # It was computed from commands that may yet fail: recorded with them, like an effect.
+            outcome, payload = Outcome.REFUSED, (str(error.code), error.text)
+        except _Refusal as refusal:
+            outcome, payload = refusal.outcome, refusal.payload
+            if command.attempt == 1:
+                reply = Reply(command.number, 1, outcome, False, payload, 0)  # noqa: FBT003
+                return Told(ticket, frame.client, reply, operation, arguments)
+        self._hold(ticket, frame, command, Completion(outcome, payload, digest, self.sequence + 1))
+        admitted = self._admitted[frame.client, command.number]
+        admitted.operation, admitted.arguments = operation, arguments
+        self._bytes += len(command.body)
+        return None
+
+    def _hold(self, ticket: Any, frame: Commands, command: Command, completion: Completion) -> None:  # noqa: ANN401
+        client, number = frame.client, command.number
+        self.identities.admit(client, frame.birth, frame.floor, number, completion, self.uptime_ms)
+        self._admitted[client, number] = _Admitted(ticket, number, command.attempt, completion)
+
+    def _effect(self, body: bytes) -> tuple[Operation, tuple[Any, ...], Effect]:
+        """Return the effect of an untrusted body; raises ``_Refusal``."""
+        try:
+            name, arguments = protocol.unpack_body(body)
+        except ProtocolError as error:
+            raise _Refusal(Outcome.REFUSED, error.code, str(error)) from None
+        operation = operations.REGISTRY.get(name)
+        if operation is None or operation.verb.role != "writer":
+            text = f"{name!r} is not a command of this daemon"
+            raise _Refusal(Outcome.REFUSED, Code.OPERATION, text)
+        try:
+            effect = operation.verb.effect(arguments, self._limits)
+        except RefusedError as error:
+            raise _Refusal(Outcome.REFUSED, error.code, f"{name}: {error.text}") from None
+        if not isinstance(effect, Batch | Append | Replace):
+            raise _Refusal(Outcome.REFUSED, Code.OPERATION, f"{name!r} is not a command")
+        deletes = isinstance(effect, Batch) and all(isinstance(write, Delete) for write in effect.writes)
+        if self.disk_low and not deletes:
+            text = f"disk_free_bytes_min is {self._limits.disk_free_bytes_min}, less is free; deletes and reads go on"
+            raise _Refusal(Outcome.FAILED, Code.DISK, text)
+        return operation, arguments, effect
+
+    def settle(self, ticket: Any, ask: Settle, uptime_ms: int) -> Told | None:  # noqa: ANN401
+        """Say what became of an identity; a number that was never admitted is barred, with the group, before that is said."""
+        self._expect(State.GATHERING)
+        self.uptime_ms = max(self.uptime_ms, uptime_ms)
+        floor = max(0, ask.number - self._limits.client_window + 1)
+        try:
+            known = self.identities.look_up(ask.client, ask.birth, floor, ask.number, BARRED, self.uptime_ms)
+        except RefusedError as error:
+            outcome = _OUTCOMES.get(error.code, Outcome.FAILED)
+            return Told(ticket, ask.client, Settled(ask.tag, outcome, (str(error.code), error.text)))
+        if isinstance(known, Completion):
+            return Told(ticket, ask.client, Settled(ask.tag, known.outcome, known.payload))
+        if known is None:
+            payload = (str(Code.BARRED), "not applied, and never will be")
+            completion = Completion(Outcome.FAILED, payload, BARRED, self.sequence + 1)
+            self.identities.admit(ask.client, ask.birth, 0, ask.number, completion, self.uptime_ms)
+            self._admitted[ask.client, ask.number] = _Admitted(None, ask.number, 0, completion)
+        self._admitted[ask.client, ask.number].askers.append((ticket, ask.tag))
+        return None
+
+    def goodbye(self, client: bytes) -> None:
+        """Give up a client's outcomes with the next group."""
+        self._expect(State.GATHERING)
+        self.identities.forget(client)
+
+    def seal(self, uptime_ms: int, *, housekeeping: bool = False) -> Sealed | None:
+        """
+        Close the gathering group, if it holds anything.
+
+        ``housekeeping`` also gives up what expired, and persists the uptime, without waiting for a command.
+        """
+        self._expect(State.GATHERING)
+        self.uptime_ms = max(self.uptime_ms, uptime_ms)
+        if housekeeping:
+            self.identities.expire(self.uptime_ms)
+        if not self._admitted and not housekeeping:
+            return None
+        self.state = State.COMMITTING
+        self.sequence += 1
+        writes: list[Write] = [
+            Delete(key) if value is None else Put(key, value) for key, value in self._written.items()
+        ]
+        writes += self.identities.writes()
+        writes.append(Put(STATE_KEY, protocol.pack((STATE_FORMAT, self.sequence, self.uptime_ms))))
+        return Sealed(self.sequence, writes, len(self._admitted))
+
+    def committed(self) -> list[Told]:
+        """The sealed group is durable: return the answers, in the order of admission."""
+        self._expect(State.COMMITTING)
+        self.identities.committed()
+        told = []
+        for (client, number), each in self._admitted.items():
+            end = each.completion
+            if each.ticket is not None:
+                reply = Reply(number, each.attempt, end.outcome, True, end.payload, end.group)  # noqa: FBT003
+                told.append(Told(each.ticket, client, reply, each.operation, each.arguments))
+            told += [
+                Told(ticket, client, Settled(tag, end.outcome, end.payload)) for ticket, tag in each.askers
+            ]
+        self._written.clear()
+        self._admitted.clear()
+        self._bytes = 0
+        self.state = State.GATHERING
+        return told
+
+    def failed(self) -> int:
+        """
+        End: the commit failed, and its effect is unknown. Return how many commands stay unanswered.
+
+        A failed sync is not "failed" but "unknown": the log's tail may or may not be there when
+        the store is opened again, so nobody is told anything.
+        """
+        self._expect(State.COMMITTING)
+        self.state = State.ENDED
+        return len(self._admitted)
+
+    def _expect(self, state: State) -> None:
+        if self.state is not state:
+            message = f"the commit machine is {self.state.value}, not {state.value}"
+            raise RuntimeError(message)
+
+
+_OUTCOMES = {Code.EXPIRED: Outcome.EXPIRED, Code.IDENTITY: Outcome.REFUSED}
+
+
+def _read_state(view: View) -> tuple[int, int]:
+    """Return the last group's sequence number and the uptime; raises ``UnknownFormatError`` for keys not ours."""
+    known = {STATE_KEY}
+    for key, _ in view.scan(RESERVED_RANGE, values=False):
+        if key not in known and not identities.RECORDS.holds(key):
+            message = f"a key under the reserved prefix is not of a kind this version knows: {key!r}"
+            raise identities.UnknownFormatError(message)
+    stored = view.get(STATE_KEY)
+    if stored is None:
+        return 0, 0
+    try:
+        form, sequence, uptime_ms = protocol.unpack(stored)
+    except (ProtocolError, TypeError, ValueError) as error:
+        message = f"the state record under key {STATE_KEY!r} cannot be read: {error}"
+        raise identities.UnknownFormatError(message) from None
+    if form != STATE_FORMAT:
+        message = f"the state record has format {form}, this version knows {STATE_FORMAT}"
+        raise identities.UnknownFormatError(message)
+    return sequence, uptime_ms

@@ -1,0 +1,225 @@
+"""
+The daemon's table of command identities: known, in hand, barred, expired.
+
+The model is RIFL (SOSP 2015): a command's outcome is recorded in the same batch as its effect,
+so that a copy of it, whenever it comes, finds the outcome and changes nothing. The laws:
+
+1. An identity is a client id and a number. Each client has one completion record: its birth,
+   its floor, and for each number at or above the floor the outcome, the payload and a digest.
+2. The floor in force is the highest that was committed or admitted. A number below it is never
+   applied: its client said that it wants the outcome no more.
+3. No number reaches floor + ``client_window``: so a record is bounded.
+4. A copy with another digest is not a copy: it is refused, and nothing is changed.
+5. A barred number was never applied and never will be; it matches any digest.
+6. A record untouched for ``identity_expiry_s`` of the daemon's own uptime is dropped, and an unknown
+   client born before that is expired, not new: so a late copy cannot be taken for a new command.
+"""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from dbmd import protocol
+from dbmd.protocol import Code
+from dbmd.storage import Delete, Put, Write
+from dbmd.verbs import RESERVED, RefusedError, under
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from dbmd.limits import Limits
+
+RECORD_FORMAT = 1
+RECORDS = under(RESERVED + b"i")
+DIGEST_BYTES = 8
+BARRED = b""  # the digest of a number that no command was admitted under
+
+
+def digest_of(body: bytes) -> bytes:
+    """Return what tells one command from another under the same number."""
+    return blake2b(body, digest_size=DIGEST_BYTES).digest()
+
+
+def shown(client: bytes) -> str:
+    """Return what logs show of a client id, which may be a bearer secret: a hash of it."""
+    return blake2b(client, digest_size=6, person=b"dbmd client").hexdigest()
+
+
+class UnknownFormatError(Exception):
+    """A reserved record of a kind or format that this version does not know: it must not be served."""
+
+
+class Completion(NamedTuple):
+    """How one number ended: an ``Outcome``, its payload, the command's digest, and the group that recorded it."""
+
+    outcome: int
+    payload: Any
+    digest: bytes
+    group: int
+
+
+class _Client:
+    """One client's completion record, and what of it is in hand."""
+
+    __slots__ = ("birth", "completed", "floor", "in_hand", "principal", "touched_ms")
+
+    def __init__(self, principal: str, birth: int, touched_ms: int, floor: int) -> None:
+        self.principal = principal
+        self.birth = birth
+        self.touched_ms = touched_ms
+        self.floor = floor
+        self.completed: dict[int, Completion] = {}
+        self.in_hand: dict[int, Completion] = {}
+
+
+class InHand(NamedTuple):
+    """The command is admitted and not yet committed: whoever asks is answered with its group."""
+
+    number: int
+
+
+class Identities:
+    """Every remembered client. What is admitted becomes known when its group is ``committed``."""
+
+    def __init__(self, limits: Limits, records: Iterable[tuple[bytes, bytes]] = ()) -> None:
+        """Read the completion records; raises ``UnknownFormatError``."""
+        self._limits = limits
+        self._expiry_ms = limits.identity_expiry_s * 1000
+        self._clients: dict[bytes, _Client] = {}
+        self._touched: set[bytes] = set()
+        self._forgotten: set[bytes] = set()
+        for key, value in records:
+            self._clients[key[len(RECORDS.start) :]] = _read(key, value)
+
+    def __len__(self) -> int:
+        """Return how many clients are remembered."""
+        return len(self._clients)
+
+    def look_up(
+        self, client: bytes, birth: int, floor: int, number: int, digest: bytes, uptime_ms: int
+    ) -> Completion | InHand | None:
+        """
+        Return what is known of a number, or ``None`` if it is new.
+
+        Raises ``RefusedError``: expired, another command's number, past the window, or too many clients.
+        """
+        known = self._clients.get(client)
+        if known is None:
+            self._check_new(birth, uptime_ms)
+            if number < floor:
+                raise RefusedError(Code.EXPIRED, f"number {number} is below its client's floor {floor}")
+            lowest = floor
+        else:
+            found = known.in_hand.get(number) or known.completed.get(number)
+            if found is not None and number >= known.floor:
+                if digest not in (found.digest, BARRED) and found.digest != BARRED:
+                    raise RefusedError(Code.IDENTITY, f"number {number} was given to another command")
+                return InHand(number) if number in known.in_hand else found
+            lowest = max(known.floor, floor)
+            if number < lowest:
+                raise RefusedError(Code.EXPIRED, f"number {number} is below its client's floor {lowest}")
+        if number >= lowest + self._limits.client_window:
+            text = f"client_window is {self._limits.client_window}, number {number} is that far above the floor {lowest}"
+            raise RefusedError(Code.WINDOW, text)
+        return None
+
+    def _check_new(self, birth: int, uptime_ms: int) -> None:
+        if birth + self._expiry_ms < uptime_ms:
+            text = f"this client was born {(uptime_ms - birth) // 1000} s ago; outcomes are kept {self._expiry_ms // 1000} s"
+            raise RefusedError(Code.EXPIRED, text)
+        if len(self._clients) >= self._limits.clients_remembered_max:
+            raise RefusedError(Code.BUSY, f"clients_remembered_max is {self._limits.clients_remembered_max}, all are taken")
+
+    def admit(  # noqa: PLR0913 - an identity and its outcome
+        self,
+        client: bytes,
+        birth: int,
+        floor: int,
+        number: int,
+        completion: Completion,
+        uptime_ms: int,
+        principal: str = "",
+    ) -> None:
+        """Take a new number in hand, to be recorded with the group that is gathering."""
+        known = self._clients.get(client)
+        if known is None:
+            known = self._clients[client] = _Client(principal, birth, uptime_ms, floor)
+        self._forgotten.discard(client)
+        self.raise_floor(client, floor)
+        known.in_hand[number] = completion
+        known.touched_ms = uptime_ms
+        self._touched.add(client)
+
+    def raise_floor(self, client: bytes, floor: int) -> None:
+        """Give up what lies below ``floor``; it is stored with the client's next command."""
+        known = self._clients.get(client)
+        if known is not None and floor > known.floor:
+            known.floor = floor
+            for number in [number for number in known.completed if number < floor]:
+                del known.completed[number]
+
+    def forget(self, client: bytes) -> None:
+        """Give up a client that said goodbye, with the next group; what is in hand is still answered."""
+        known = self._clients.get(client)
+        if known is not None and not known.in_hand:
+            del self._clients[client]
+            self._touched.discard(client)
+            self._forgotten.add(client)
+
+    def expire(self, uptime_ms: int) -> int:
+        """Give up every client untouched for the expiry, with the next group; return how many."""
+        old = [
+            client
+            for client, known in self._clients.items()
+            if known.touched_ms + self._expiry_ms < uptime_ms and not known.in_hand
+        ]
+        for client in old:
+            self.forget(client)
+        return len(old)
+
+    @property
+    def pending(self) -> bool:
+        """Say whether there is anything to write."""
+        return bool(self._touched or self._forgotten)
+
+    def writes(self) -> list[Write]:
+        """Return one put for each client that the gathering group touched, and a delete for each given up."""
+        writes: list[Write] = [Delete(RECORDS.start + client) for client in sorted(self._forgotten)]
+        writes += [Put(RECORDS.start + client, _written(self._clients[client])) for client in sorted(self._touched)]
+        return writes
+
+    def committed(self) -> None:
+        """Count what was in hand as known: its group is on the disk."""
+        for client in self._touched:
+            known = self._clients[client]
+            known.completed.update(known.in_hand)
+            known.in_hand.clear()
+            for number in [number for number in known.completed if number < known.floor]:
+                del known.completed[number]
+        self._touched.clear()
+        self._forgotten.clear()
+
+
+def _written(known: _Client) -> bytes:
+    completed = [
+        (number, *completion)
+        for number, completion in sorted((known.completed | known.in_hand).items())
+        if number >= known.floor
+    ]
+    return protocol.pack((RECORD_FORMAT, known.principal, known.birth, known.touched_ms, known.floor, completed))
+
+
+def _read(key: bytes, value: bytes) -> _Client:
+    try:
+        form, *fields = protocol.unpack(value)
+        if form == RECORD_FORMAT:
+            principal, birth, touched_ms, floor, completed = fields
+            known = _Client(principal, birth, touched_ms, floor)
+            known.completed = {number: Completion(*rest) for number, *rest in completed}
+            return known
+    except (protocol.ProtocolError, TypeError, ValueError) as error:
+        text = f"the completion record under key {key!r} cannot be read: {error}"
+        raise UnknownFormatError(text) from None
+    text = f"the completion record under key {key!r} has format {form}, this version knows {RECORD_FORMAT}"
+    raise UnknownFormatError(text)

@@ -1,0 +1,407 @@
+"""
+THE registry: one declaration per operation.
+
+The typed signature with its docstring *is* the client's method; the decorator names the verb,
+the keyspace and the manners (what a wrong type, a missing or a corrupt record come back
+as, and what is logged). The daemon's dispatch, the endpoint, validation on both sides, the log's fields
+and the tests' parameters all derive from ``REGISTRY``. A declaration has no body.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, ParamSpec, Protocol, TypeVar, cast
+
+from dbmd import values, verbs
+from dbmd.paging import CorruptRecordError, Received
+from dbmd.protocol import Code, Outcome
+from dbmd.verbs import APPOINTMENTS, ENTRIES, FLAGS, LOCATOR_MAPS, RESPONDER_BLOCK, TRACKERS, WATCHER_BLOCK
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+RAISES: Final = object()
+
+
+class Result(NamedTuple):
+    """What a channel brings back: done or refused, with its payload and the request's identity for the log."""
+
+    outcome: Outcome
+    payload: Any
+    identity: str
+
+
+class Channel(Protocol):
+    """What an operation needs of whatever carries it."""
+
+    def request(self, operation: Operation, arguments: tuple[object, ...]) -> Result:
+        """Carry one command or point query; raises when it failed or its outcome is unknown."""
+
+    def pages(self, operation: Operation, arguments: tuple[object, ...], *, again: bool) -> Iterator[Received | None]:
+        """Carry a scan; with ``again`` a lost snapshot starts it anew, which a ``None`` says."""
+
+    def check_open(self) -> None:
+        """Raise ``RuntimeError`` once closed."""
+
+    def refuse(self, operation: Operation, result: Result) -> Exception:
+        """Return the exception for a refusal that the caller must see."""
+
+
+class Logger(Protocol):
+    """What an operation needs of ``manager.logger``."""
+
+    def info(self, event: str, **fields: object) -> Any:  # noqa: ANN401
+        """Emit at info."""
+
+    def error(self, event: str, **fields: object) -> Any:  # noqa: ANN401
+        """Emit at error."""
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One thing that can be asked, as declared."""
+
+    name: str
+    verb: verbs.Verb
+    signature: inspect.Signature
+    returns: Any
+    wrong_type: Any
+    says: str
+    refused_level: str
+    missing_level: str
+    corrupt: Any
+    collect: Callable[[Operation, tuple[Any, ...], Iterator[Received | None]], Any] | None
+
+    @property
+    def writes(self) -> bool:
+        """Say whether this is a command, which carries an identity, and not a query."""
+        return self.verb.role == "writer"
+
+    def perform(self, channel: Channel, logger: Logger, arguments: tuple[Any, ...]) -> Any:  # noqa: ANN401
+        """Do it through ``channel``, with the manners of the method."""
+        try:
+            wire = self.verb.encode(*arguments)
+        except TypeError as error:
+            if self.refused_level:
+                self._log(logger, self.refused_level, f"{self.name} refused: {error}", ())
+            if self.wrong_type is RAISES:
+                raise
+            return self.wrong_type
+        try:
+            channel.check_open()
+        except RuntimeError as error:
+            logger.error(f"{self.name} refused: {error}")
+            raise
+        if self.collect is not None:
+            return self.collect(self, arguments, channel.pages(self, wire, again=True))
+        if isinstance(self.verb, verbs.DeleteMany | verbs.PutMany) and not wire:
+            return None
+        return self._finish(channel, logger, arguments, wire, channel.request(self, wire))
+
+    def _finish(
+        self, channel: Channel, logger: Logger, arguments: tuple[Any, ...], wire: tuple[Any, ...], result: Result
+    ) -> Any:  # noqa: ANN401
+        if result.outcome != Outcome.DONE:
+            if result.payload[0] == Code.PRECONDITION:
+                self._log(logger, self.refused_level or "error", f"{self.name} refused: {result.payload[1]}", wire, result)
+                return None
+            raise channel.refuse(self, result)
+        if self.writes:
+            if self.says:
+                self._log(logger, "info", self.says, wire, result)
+            return self.returns
+        if result.payload is None:
+            if self.missing_level:
+                self._log(logger, self.missing_level, f"{self.verb.keyspace.name}: no such record", wire, result)
+            return None
+        try:
+            return self.verb.decode(result.payload, arguments)
+        except ValueError as error:
+            key = self.verb.key(wire[0] if wire else b"")
+            if self.corrupt is RAISES:
+                message = f"the record under key {key!r} is corrupt: {error}"
+                raise CorruptRecordError(message) from error
+            self._log(logger, "error", f"{self.verb.keyspace.name}: the record is corrupt: {error}", wire, result)
+            return self.corrupt
+
+    def _log(
+        self, logger: Logger, level: str, event: str, wire: tuple[Any, ...], result: Result | None = None
+    ) -> None:
+        """Emit one line for each subject, with the request's identity so that it joins up with the daemon's."""
+        emit = logger.info if level == "info" else logger.error
+        subject = self.verb.keyspace.subject
+        if result is None:
+            emit(event)
+            return
+        for each in self.verb.subjects(wire):
+            emit(event, identity=result.identity, **{subject: each.decode(errors="backslashreplace")})
+
+
+REGISTRY: dict[str, Operation] = {}
+
+
+def operation(  # noqa: PLR0913 - a declaration says everything once
+    verb: verbs.Verb,
+    *,
+    returns: Any = None,  # noqa: ANN401
+    wrong_type: Any = RAISES,  # noqa: ANN401
+    says: str = "",
+    refused: str = "",
+    missing: str = "",
+    corrupt: Any = RAISES,  # noqa: ANN401
+    collect: Callable[[Operation, tuple[Any, ...], Iterator[Received | None]], Any] | None = None,
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """
+    Declare a method to be an operation.
+
+    ``returns`` is a command's result; ``wrong_type`` and ``corrupt`` are results too, or ``RAISES``; ``says`` is
+    the log's event for a command done; ``refused`` and ``missing`` are log levels, empty for silence;
+    ``collect`` makes the result of a scan's pages.
+    """
+
+    def declare(method: Callable[P, R]) -> Callable[P, R]:
+        signature = inspect.signature(method)
+        declared = Operation(
+            method.__name__, verb, signature, returns, wrong_type, says, refused, missing, corrupt, collect
+        )
+        if declared.name in REGISTRY:
+            message = f"operation {declared.name} is declared twice"
+            raise ValueError(message)
+        REGISTRY[declared.name] = declared
+        positional = len(signature.parameters) - 1
+
+        @functools.wraps(method)
+        def perform(self: Operations, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+            if kwargs or len(args) != positional:
+                bound = signature.bind(self, *args, **kwargs)
+                bound.apply_defaults()
+                args = bound.args[1:]
+            return declared.perform(self._channel, self.logger, args)
+
+        return cast("Callable[P, R]", perform)
+
+    return declare
+
+
+class Operations:
+    """What every set of operations is mixed into: an object with a channel and a logger."""
+
+    _channel: Channel
+    logger: Any
+
+
+# --- How scans become results ---
+
+
+def _documents(declared: Operation, arguments: tuple[Any, ...], pages: Iterator[Received | None]) -> dict[str, Any]:  # noqa: ARG001
+    found: dict[str, Any] = {}
+    for page in pages:
+        if page is None:
+            found.clear()
+        else:
+            found.update(zip(page.names(), page.documents(), strict=True))
+    return found
+
+
+def _names(declared: Operation, arguments: tuple[Any, ...], pages: Iterator[Received | None]) -> list[str]:  # noqa: ARG001
+    found: list[str] = []
+    for page in pages:
+        if page is None:
+            found.clear()
+        else:
+            found += page.names()
+    return found
+
+
+def _untriggered(declared: Operation, arguments: tuple[Any, ...], pages: Iterator[Received | None]) -> dict[str, Any]:  # noqa: ARG001
+    """Collect appointments; the flags come first, from the same snapshot."""
+    include_triggered = arguments[0]
+    flags: set[str] = set()
+    found: dict[str, Any] = {}
+    for page in pages:
+        if page is None:
+            flags.clear()
+            found.clear()
+        elif page.segment == 0:
+            flags.update(page.names() if not include_triggered else ())
+        else:
+            found.update(zip(page.names(), page.documents(), strict=True))
+    for uuid in flags & found.keys():
+        del found[uuid]
+    return found
+
+
+# --- The base class ---
+
+
+class EntryOperations(Operations):
+    """What ``DBManager`` can do: entries of any keyspace."""
+
+    @operation(verbs.PutEntry())
+    def create_entry(self, key: str, value: str, prefix: str | None = None) -> None:
+        """Create (or overwrite) an entry."""
+
+    @operation(verbs.GetEntry())
+    def load_entry(self, key: str, prefix: str | None = None) -> bytes | None:
+        """Load an entry, or None."""
+
+    @operation(verbs.DeleteEntry())
+    def delete_entry(self, key: str, prefix: str | None = None) -> None:
+        """Delete an entry, if there is one."""
+
+
+# --- The specification's 25 methods ---
+
+
+class AppointmentOperations(EntryOperations):
+    """What ``AppointmentsDBM`` can do."""
+
+    @operation(verbs.ScanPrefix(), collect=_documents)
+    def load_appointments_db(self, prefix: str) -> dict[str, Any]:
+        """Load all data under a prefix, indexed by uuid, in key order."""
+
+    @operation(verbs.GetOne(ENTRIES, verbs.read_text))
+    def get_last_known_block(self, key: str) -> str | None:
+        """Load the last known block under a key, or None."""
+
+    @operation(verbs.GetOne(APPOINTMENTS, values.decode), wrong_type=None, missing="error", corrupt=None)
+    def load_watcher_appointment(self, uuid: str) -> Any:  # noqa: ANN401
+        """Load an appointment, or None."""
+
+    @operation(verbs.GetOne(TRACKERS, values.decode), wrong_type=None, missing="error", corrupt=None)
+    def load_responder_tracker(self, uuid: str) -> Any:  # noqa: ANN401
+        """Load a tracker, or None."""
+
+    @operation(
+        verbs.ScanKeyspaces(verbs.segment(FLAGS, values=False), verbs.segment(APPOINTMENTS)), collect=_untriggered
+    )
+    def load_watcher_appointments(self, include_triggered: bool = False) -> dict[str, Any]:  # noqa: FBT001, FBT002
+        """Load all appointments, indexed by uuid; those flagged as triggered only if asked for."""
+
+    @operation(verbs.ScanKeyspaces(verbs.segment(TRACKERS)), collect=_documents)
+    def load_responder_trackers(self) -> dict[str, Any]:
+        """Load all trackers, indexed by uuid."""
+
+    @operation(
+        verbs.PutOne(APPOINTMENTS, values.encode),
+        returns=True,
+        wrong_type=False,
+        says="appointment stored",
+        refused="info",
+    )
+    def store_watcher_appointment(self, uuid: str, appointment: Any) -> bool:  # noqa: ANN401
+        """Store an appointment under its uuid, over any earlier one."""
+
+    @operation(
+        verbs.PutOne(TRACKERS, values.encode), returns=True, wrong_type=False, says="tracker stored", refused="info"
+    )
+    def store_responder_tracker(self, uuid: str, tracker: Any) -> bool:  # noqa: ANN401
+        """Store a tracker under its uuid, over any earlier one."""
+
+    @operation(verbs.GetOne(LOCATOR_MAPS, verbs.read_list), missing="info")
+    def load_locator_map(self, locator: str) -> list[str] | None:
+        """Load the uuids of a locator, in the order they were appended, or None."""
+
+    @operation(verbs.AppendOne(LOCATOR_MAPS), says="locator map appended to")
+    def create_append_locator_map(self, locator: str, uuid: str) -> None:
+        """Append a uuid to a locator's map, which is created if need be; one already there changes nothing."""
+
+    @operation(verbs.ReplaceSubset(LOCATOR_MAPS), says="locator map updated", refused="error")
+    def update_locator_map(self, locator: str, locator_map: Iterable[str]) -> None:
+        """Replace a locator's map by a part of it, which must not be empty."""
+
+    @operation(
+        verbs.DeleteOne(LOCATOR_MAPS), returns=True, wrong_type=False, says="locator map deleted", refused="info"
+    )
+    def delete_locator_map(self, locator: str) -> bool:
+        """Delete a locator's map, if there is one."""
+
+    @operation(
+        verbs.DeleteOne(APPOINTMENTS), returns=True, wrong_type=False, says="appointment deleted", refused="info"
+    )
+    def delete_watcher_appointment(self, uuid: str) -> bool:
+        """Delete an appointment, if there is one."""
+
+    @operation(verbs.DeleteMany(APPOINTMENTS), says="appointment deleted")
+    def batch_delete_watcher_appointments(self, uuids: Iterable[str]) -> None:
+        """Delete many appointments, all or none."""
+
+    @operation(verbs.DeleteOne(TRACKERS), returns=True, wrong_type=False, says="tracker deleted", refused="info")
+    def delete_responder_tracker(self, uuid: str) -> bool:
+        """Delete a tracker, if there is one."""
+
+    @operation(verbs.DeleteMany(TRACKERS), says="tracker deleted")
+    def batch_delete_responder_trackers(self, uuids: Iterable[str]) -> None:
+        """Delete many trackers, all or none."""
+
+    @operation(verbs.GetOne(WATCHER_BLOCK, verbs.read_text))
+    def load_last_block_hash_watcher(self) -> str | None:
+        """Load the last block hash known by the Watcher, or None."""
+
+    @operation(verbs.GetOne(RESPONDER_BLOCK, verbs.read_text))
+    def load_last_block_hash_responder(self) -> str | None:
+        """Load the last block hash known by the Responder, or None."""
+
+    @operation(verbs.PutOne(WATCHER_BLOCK), returns=True, wrong_type=False, refused="error")
+    def store_last_block_hash_watcher(self, block_hash: str) -> bool:
+        """Store the last block hash known by the Watcher."""
+
+    @operation(verbs.PutOne(RESPONDER_BLOCK), returns=True, wrong_type=False, refused="error")
+    def store_last_block_hash_responder(self, block_hash: str) -> bool:
+        """Store the last block hash known by the Responder."""
+
+    @operation(verbs.PutFlag(FLAGS), says="triggered flag created")
+    def create_triggered_appointment_flag(self, uuid: str) -> None:
+        """Flag an appointment as triggered; repeating it is fine."""
+
+    @operation(verbs.PutMany(FLAGS), says="triggered flag created")
+    def batch_create_triggered_appointment_flag(self, uuids: Iterable[str]) -> None:
+        """Flag many appointments as triggered, all or none."""
+
+    @operation(verbs.ScanKeyspaces(verbs.segment(FLAGS, values=False)), collect=_names)
+    def load_all_triggered_flags(self) -> list[str]:
+        """Load the uuids of all appointments flagged as triggered, in key order."""
+
+    @operation(verbs.DeleteOne(FLAGS), returns=True, wrong_type=False, says="triggered flag deleted", refused="info")
+    def delete_triggered_appointment_flag(self, uuid: str) -> bool:
+        """Delete a triggered flag, if there is one."""
+
+    @operation(verbs.DeleteMany(FLAGS), says="triggered flag deleted")
+    def batch_delete_triggered_appointment_flag(self, uuids: Iterable[str]) -> None:
+        """Delete many triggered flags, all or none."""
+
+
+# --- What `manager.db` stands on ---
+
+
+class RawOperations(Operations):
+    """Bytes in, bytes out: what the plyvel-shaped handle is made of."""
+
+    @operation(verbs.GetRaw())
+    def raw_get(self, key: bytes) -> bytes | None:
+        """Return the value of a key, or None."""
+
+    @operation(verbs.WriteBatch())
+    def raw_write(self, writes: Iterable[tuple[bytes, bytes | None]]) -> None:
+        """Apply puts and deletes (a None value), all or none."""
+
+    @operation(verbs.ScanRange())
+    def raw_scan(self, start: bytes, stop: bytes | None, reverse: bool, keys: bool, with_values: bool) -> None:  # noqa: FBT001, PLR0913
+        """Read a range; the handle's iterator takes its pages."""
+
+
+class AdministrationOperations(Operations):
+    """What the people who run a daemon ask."""
+
+    @operation(verbs.CountRecords())
+    def count_records(self) -> dict[str, int]:
+        """Count the records of every keyspace, at one instant."""
+
+    @operation(verbs.Facts())
+    def status(self) -> dict[str, Any]:
+        """Tell who serves what since when, and whether it is well."""

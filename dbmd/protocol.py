@@ -1,0 +1,413 @@
+"""
+The wire: what a frame may hold, version by version, and the only msgpack import.
+
+A message is one frame holding one msgpack array, ``[kind, field, ...]``; only a page has a
+second frame, its values, so that they are never copied. Fields are added at an array's end
+and a reader ignores the ones it does not know: that is the common subset in which a daemon
+serves clients one version older or newer. The hello never changes shape.
+
+======== ========================= ===========================================================
+kind     who sends it, to whom     fields
+======== ========================= ===========================================================
+hello    client to any actor       lowest and highest version, client id, process
+welcome  the answer                ``Welcome``
+commands client to the writer      client id, birth, floor, list of ``Command``
+replies  the answers               client id, list of ``Reply``
+settle   client to the writer      ``Settle``: what became of one identity
+settled  the answer                ``Settled``
+goodbye  client to the writer      client id: it wants no outcome any more
+queries  client to a reader        list of ``Query``
+answers  the answers               list of ``Answer``
+scan     client to a reader        ``ScanRequest``
+page     one page of a scan        ``Page``; the second frame is its values, joined
+credit   client to a reader        tag, pages it can take now
+cancel   client to a reader        tag
+error    any actor                 code, text: the frame could not be taken at all
+======== ========================= ===========================================================
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum, StrEnum
+from typing import Any, NamedTuple, TypeAlias
+
+import msgpack
+
+VERSION_MIN = 1
+VERSION_MAX = 1
+CLIENT_ID_BYTES = 16
+NUMBER_MAX = 2**63 - 1
+
+
+class Kind(IntEnum):
+    """The first element of every message."""
+
+    HELLO = 0
+    WELCOME = 1
+    COMMANDS = 2
+    REPLIES = 3
+    SETTLE = 4
+    SETTLED = 5
+    GOODBYE = 6
+    QUERIES = 7
+    ANSWERS = 8
+    SCAN = 9
+    PAGE = 10
+    CREDIT = 11
+    CANCEL = 12
+    ERROR = 13
+
+
+class Outcome(IntEnum):
+    """How a request ended, as far as the daemon can say; *unknown* is the client's own word."""
+
+    DONE = 0
+    REFUSED = 1
+    FAILED = 2
+    EXPIRED = 3
+
+
+class Code(StrEnum):
+    """Why a request was not done: the first of the two elements of its payload."""
+
+    MALFORMED = "malformed"
+    VERSION = "version"
+    HELLO = "hello"
+    OPERATION = "operation"
+    TYPE = "type"
+    LIMIT = "limit"
+    RESERVED = "reserved"
+    PRECONDITION = "precondition"
+    CORRUPT = "corrupt"
+    IDENTITY = "identity"
+    WINDOW = "window"
+    BUSY = "busy"
+    DISK = "disk"
+    DEADLINE = "deadline"
+    BARRED = "barred"
+    EXPIRED = "expired"
+    SNAPSHOT = "snapshot"
+    INTERNAL = "internal"
+
+
+class ProtocolError(Exception):
+    """A frame that cannot be taken: ``code`` and a text that names what was wrong."""
+
+    def __init__(self, code: Code, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+class Hello(NamedTuple):
+    """The first message on every connection, in a shape that no version changes."""
+
+    version_min: int
+    version_max: int
+    client: bytes
+    process: str
+
+
+class Welcome(NamedTuple):
+    """Who answers: ``uptime_ms`` is the client's birth if it has none yet, ``clock_ms`` what deadlines are told in."""
+
+    version: int
+    run: str
+    software: str
+    uptime_ms: int
+    clock_ms: int
+    endpoints: dict[str, str]
+    limits: dict[str, int]
+    path: str
+
+
+class Command(NamedTuple):
+    """One copy of one command: ``body`` is its packed operation and arguments, alike in every copy."""
+
+    number: int
+    attempt: int
+    deadline_ms: int
+    body: bytes
+
+
+class Commands(NamedTuple):
+    """The commands that a client has ready."""
+
+    client: bytes
+    birth: int
+    floor: int
+    commands: list[Command]
+
+
+class Reply(NamedTuple):
+    """
+    What became of a command.
+
+    ``recorded`` says that the outcome is on the disk: an unrecorded one is final only
+    for a command of which one copy was sent. ``payload`` is the result, or ``[code, text]``.
+    """
+
+    number: int
+    attempt: int
+    outcome: int
+    recorded: bool
+    payload: Any
+    group: int
+
+
+class Replies(NamedTuple):
+    """Replies to one client, in no promised order."""
+
+    client: bytes
+    replies: list[Reply]
+
+
+class Settle(NamedTuple):
+    """Ask what became of ``number`` of ``client``: afterwards it is applied, or barred for ever."""
+
+    tag: int
+    client: bytes
+    birth: int
+    number: int
+
+
+class Settled(NamedTuple):
+    """The answer: ``outcome`` with its payload; FAILED and BARRED mean not applied, and never will be."""
+
+    tag: int
+    outcome: int
+    payload: Any
+
+
+class Goodbye(NamedTuple):
+    """The client id is given up: nothing of it is wanted any more."""
+
+    client: bytes
+
+
+class Query(NamedTuple):
+    """One query; ``tag`` is the asker's word for it."""
+
+    tag: int
+    deadline_ms: int
+    body: bytes
+
+
+class Queries(NamedTuple):
+    """The queries that a client has ready."""
+
+    queries: list[Query]
+
+
+class Answer(NamedTuple):
+    """What a query found, or ``[code, text]``."""
+
+    tag: int
+    outcome: int
+    payload: Any
+
+
+class Answers(NamedTuple):
+    """Answers to one connection."""
+
+    answers: list[Answer]
+
+
+class ScanRequest(NamedTuple):
+    """Open a snapshot and send its first ``credit`` pages."""
+
+    tag: int
+    deadline_ms: int
+    credit: int
+    body: bytes
+
+
+class Page(NamedTuple):
+    r"""
+    A part of a scan, in its order.
+
+    ``keys`` is the page's whole keys, joined by ``\n``, or a list of them where one holds
+    that byte, or ``None`` when only values were asked for. ``lengths`` are
+    the values' lengths as little-endian 32-bit words, from which ``values.split`` cuts
+    the second frame; it is empty when no values were asked for.
+    """
+
+    tag: int
+    last: bool
+    segment: int
+    count: int
+    keys: bytes | list[bytes] | None
+    lengths: bytes
+    token: int
+
+
+class Credit(NamedTuple):
+    """The client can take ``pages`` more."""
+
+    tag: int
+    pages: int
+
+
+class Cancel(NamedTuple):
+    """The client wants no more of this scan."""
+
+    tag: int
+
+
+class Error(NamedTuple):
+    """The frame as a whole was not taken."""
+
+    code: str
+    text: str
+
+
+Message: TypeAlias = (
+    Hello
+    | Welcome
+    | Commands
+    | Replies
+    | Settle
+    | Settled
+    | Goodbye
+    | Queries
+    | Answers
+    | ScanRequest
+    | Page
+    | Credit
+    | Cancel
+    | Error
+)
+
+_ANY = object
+_FIELDS: dict[type[Any], tuple[Any, ...]] = {
+    Hello: (int, int, bytes, str),
+    Welcome: (int, str, str, int, int, dict, dict, str),
+    Commands: (bytes, int, int, Command),
+    Command: (int, int, int, bytes),
+    Replies: (bytes, Reply),
+    Reply: (int, int, int, bool, _ANY, int),
+    Settle: (int, bytes, int, int),
+    Settled: (int, int, _ANY),
+    Goodbye: (bytes,),
+    Queries: (Query,),
+    Query: (int, int, bytes),
+    Answers: (Answer,),
+    Answer: (int, int, _ANY),
+    ScanRequest: (int, int, int, bytes),
+    Page: (int, bool, int, int, _ANY, bytes, int),
+    Credit: (int, int),
+    Cancel: (int,),
+    Error: (str, str),
+}
+_KINDS: dict[Kind, type[Any]] = {
+    Kind.HELLO: Hello,
+    Kind.WELCOME: Welcome,
+    Kind.COMMANDS: Commands,
+    Kind.REPLIES: Replies,
+    Kind.SETTLE: Settle,
+    Kind.SETTLED: Settled,
+    Kind.GOODBYE: Goodbye,
+    Kind.QUERIES: Queries,
+    Kind.ANSWERS: Answers,
+    Kind.SCAN: ScanRequest,
+    Kind.PAGE: Page,
+    Kind.CREDIT: Credit,
+    Kind.CANCEL: Cancel,
+    Kind.ERROR: Error,
+}
+_KIND_OF = {shape: int(kind) for kind, shape in _KINDS.items()}
+
+
+def _no_extension(code: int, data: bytes) -> Any:  # noqa: ANN401, ARG001 - msgpack's own signature
+    text = f"extension type {code} is not part of the protocol"
+    raise ProtocolError(Code.MALFORMED, text)
+
+
+def pack(value: object) -> bytes:
+    """Return ``value`` as msgpack."""
+    packed: bytes = msgpack.packb(value, use_bin_type=True)
+    return packed
+
+
+def unpack(data: bytes | memoryview) -> Any:  # noqa: ANN401 - whatever msgpack holds
+    """
+    Return what ``data`` holds, arrays as tuples.
+
+    Lengths are bounded by the data's own size, depth by msgpack's own stack. Raises ``ProtocolError``.
+    """
+    try:
+        return msgpack.unpackb(data, raw=False, use_list=False, strict_map_key=True, ext_hook=_no_extension)
+    except ProtocolError:
+        raise
+    except Exception as error:
+        # msgpack raises its own errors, ValueError, RecursionError and UnicodeDecodeError alike.
+        text = f"the frame is not msgpack: {type(error).__name__} {error}".rstrip()
+        raise ProtocolError(Code.MALFORMED, text) from None
+
+
+def encode(message: Message) -> bytes:
+    """Return ``message`` as one frame."""
+    return pack((_KIND_OF[type(message)], *message))
+
+
+def decode(frame: bytes | memoryview) -> Message:
+    """Return the message in ``frame``; raises ``ProtocolError`` that names what was wrong."""
+    fields = unpack(frame)
+    if type(fields) is not tuple or not fields or type(fields[0]) is not int:
+        raise ProtocolError(Code.MALFORMED, "a message is an array that begins with its kind")
+    try:
+        shape = _KINDS[fields[0]]  # type: ignore[index]  # an IntEnum key is found by its int
+    except KeyError:
+        text = f"kind {fields[0]} is not one of {', '.join(f'{kind.name.lower()} ({kind})' for kind in Kind)}"
+        raise ProtocolError(Code.MALFORMED, text) from None
+    message: Message = _shaped(shape, fields[1:])
+    return message
+
+
+def _shaped(shape: type[Any], fields: Any) -> Any:  # noqa: ANN401 - untrusted
+    """Check ``fields`` against the declared shape and build it, ignoring what a later version added."""
+    types = _FIELDS[shape]
+    name = shape.__name__.lower()
+    if type(fields) is not tuple or len(fields) < len(types):
+        found = len(fields) if type(fields) is tuple else type(fields).__name__
+        raise ProtocolError(Code.MALFORMED, f"{name} has {len(types)} fields ({', '.join(shape._fields)}), not {found}")
+    if len(fields) > len(types):
+        fields = fields[: len(types)]
+    for position, (wanted, value) in enumerate(zip(types, fields, strict=True)):
+        found = type(value)
+        if found is wanted or wanted is _ANY:
+            if found is int and not 0 <= value <= NUMBER_MAX:
+                text = f"{name}.{shape._fields[position]} is {value}, allowed are 0 to {NUMBER_MAX}"
+                raise ProtocolError(Code.MALFORMED, text)
+            continue
+        if wanted in _FIELDS and found is tuple:
+            items = [_shaped(wanted, item) for item in value]
+            fields = (*fields[:position], items, *fields[position + 1 :])
+            continue
+        text = f"{name}.{shape._fields[position]} is {found.__name__}, not {getattr(wanted, '__name__', wanted)}"
+        raise ProtocolError(Code.MALFORMED, text)
+    return shape._make(fields)
+
+
+def pack_body(operation: str, arguments: tuple[object, ...]) -> bytes:
+    """Return the body of a request: the operation's name and its wire arguments."""
+    return pack((operation, arguments))
+
+
+def unpack_body(body: bytes) -> tuple[str, tuple[object, ...]]:
+    """Return operation and arguments; raises ``ProtocolError``."""
+    fields = unpack(body)
+    if type(fields) is tuple and len(fields) == 2 and type(fields[0]) is str and type(fields[1]) is tuple:  # noqa: PLR2004
+        return fields[0], fields[1]
+    raise ProtocolError(Code.MALFORMED, "a body is an array of an operation's name and the array of its arguments")
+
+
+def common_version(hello: Hello, lowest: int = VERSION_MIN, highest: int = VERSION_MAX) -> int:
+    """Return the highest version that both sides speak; raises ``ProtocolError`` naming both ranges."""
+    version = min(hello.version_max, highest)
+    if version < max(hello.version_min, lowest):
+        text = (
+            f"the client speaks protocol versions {hello.version_min} to {hello.version_max}, "
+            f"this daemon {lowest} to {highest}"
+        )
+        raise ProtocolError(Code.VERSION, text)
+    return version

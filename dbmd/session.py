@@ -1,0 +1,198 @@
+"""
+The client's half of exactly-once: numbering, repeats, deadlines and the floor.
+
+====================== ============================================================================
+a call is              until
+====================== ============================================================================
+begun                  a connection that was greeted takes it in a frame: attempt 1
+sent                   its reply comes; or it is overdue, or the connection is lost: then it is sent
+                       again under the same number, as the next attempt
+settled                for ever: the caller has its outcome
+given up               its deadline passed: never sent means failed, else *unknown*; it still holds the
+                       floor, so that its outcome can be asked for
+====================== ============================================================================
+
+An unrecorded refusal is final only for a call of which one copy was sent: another copy may yet
+be applied. A full window makes room by giving up the oldest unknown; else callers wait.
+Times are the client's own clock in milliseconds; deadlines travel in the daemon's.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from dbmd.protocol import Code, Command, Commands, Outcome, Reply
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from dbmd.protocol import Welcome
+
+# A refusal that holds for every copy alike, whether recorded or not.
+_FINAL_UNRECORDED = frozenset({Code.DEADLINE, Code.EXPIRED, Code.IDENTITY})
+COMMAND_OVERHEAD_BYTES = 64  # number, attempt, deadline and msgpack's own bytes, rounded up
+CLOCK_JUMP_MS = 60_000  # a daemon's clock that moved further against ours was started again with its machine
+
+
+class Call:
+    """One command, from its number to its outcome. ``waiter`` is the driver's."""
+
+    __slots__ = ("attempt", "body", "daemon_deadline_ms", "deadline_ms", "number", "reply", "sent_ms", "waited_for", "waiter")
+
+    def __init__(self, number: int, body: bytes, deadline_ms: int, waiter: Any) -> None:  # noqa: ANN401
+        self.number = number
+        self.body = body
+        self.deadline_ms = deadline_ms
+        self.daemon_deadline_ms: int | None = None
+        self.waiter = waiter
+        self.attempt = 0
+        self.sent_ms: int | None = None
+        self.waited_for = True
+        self.reply: Reply | None = None
+
+
+class Session:
+    """One client id's commands. Not thread-safe: its driver holds a lock."""
+
+    def __init__(self, new_id: Callable[[], bytes]) -> None:
+        self._new_id = new_id
+        self.client = new_id()
+        self.birth: int | None = None
+        self._window = 1
+        self._expiry_ms = 0
+        self._clock_offset_ms = 0
+        self._uptime_offset_ms = 0
+        self._next = 1
+        self._calls: dict[int, Call] = {}
+        self._unsent: dict[int, Call] = {}
+
+    @property
+    def floor(self) -> int:
+        """Return the lowest number whose outcome is still wanted."""
+        return next(iter(self._calls), self._next)
+
+    @property
+    def unsent(self) -> bool:
+        """Say whether a frame is due."""
+        return bool(self._unsent)
+
+    def begin(self, body: bytes, deadline_ms: int, waiter: Any) -> Call | None:  # noqa: ANN401
+        """Number a command, or return ``None`` while the window is full of calls that somebody waits for."""
+        if self._next >= self.floor + self._window and not self._make_room():
+            return None
+        call = Call(self._next, body, deadline_ms, waiter)
+        self._next += 1
+        self._calls[call.number] = self._unsent[call.number] = call
+        return call
+
+    def _make_room(self) -> bool:
+        """Give up the oldest unknowns that nobody waits for, as far as they hold the floor."""
+        while self._calls and self._next >= self.floor + self._window:
+            oldest = self._calls[self.floor]
+            if oldest.waited_for:
+                return False
+            self._drop(oldest)
+        return True
+
+    def greeted(self, welcome: Welcome, now_ms: int) -> None:
+        """Take a new connection's welcome: what was sent on the old one is sent again."""
+        if self.birth is None:
+            self.birth = welcome.uptime_ms
+        self._window = welcome.limits.get("client_window", self._window)
+        self._expiry_ms = welcome.limits.get("identity_expiry_s", 0) * 1000
+        offset = welcome.clock_ms - now_ms
+        if abs(offset - self._clock_offset_ms) > CLOCK_JUMP_MS:
+            for call in self._calls.values():
+                call.daemon_deadline_ms = None
+        self._clock_offset_ms = offset
+        self._uptime_offset_ms = welcome.uptime_ms - now_ms
+        self.lost()
+
+    def lost(self) -> None:
+        """The connection is gone: everything without an outcome that somebody waits for goes out again."""
+        self._unsent = {number: call for number, call in self._calls.items() if call.waited_for}
+
+    def overdue(self, now_ms: int, patience_ms: int) -> bool:
+        """Send again what has had no reply for ``patience_ms``, doubled for each attempt: its reply may be lost."""
+        for number, call in self._calls.items():
+            waited_ms = now_ms - call.sent_ms if call.sent_ms is not None and call.waited_for else 0
+            if waited_ms > patience_ms << min(call.attempt - 1, 5):
+                self._unsent[number] = call
+        return bool(self._unsent)
+
+    def frame(self, now_ms: int, bytes_max: int) -> Commands | None:
+        """Return what is to be sent now, as the next attempt of each: one command, or as many as ``bytes_max`` holds."""
+        if not self._unsent or self.birth is None:
+            return None
+        commands: list[Command] = []
+        room = bytes_max
+        for call in list(self._unsent.values()):
+            room -= len(call.body) + COMMAND_OVERHEAD_BYTES
+            if room < 0 and commands:
+                break
+            del self._unsent[call.number]
+            call.attempt += 1
+            call.sent_ms = now_ms
+            if call.daemon_deadline_ms is None:
+                # Told once: every copy carries the same deadline, so that one passed bars them all.
+                call.daemon_deadline_ms = max(0, call.deadline_ms + self._clock_offset_ms)
+            commands.append(Command(call.number, call.attempt, call.daemon_deadline_ms, call.body))
+        return Commands(self.client, self.birth, self.floor, commands)
+
+    def reply(self, client: bytes, reply: Reply) -> Call | None:
+        """Take a reply; return the call that it settles, if it does."""
+        call = self._calls.get(reply.number) if client == self.client else None
+        if call is None:
+            return None
+        if not reply.recorded and reply.outcome != Outcome.DONE:
+            if reply.attempt < call.attempt:
+                return None
+            if call.attempt > 1 and reply.payload[0] not in _FINAL_UNRECORDED:
+                return None
+        call.reply = reply
+        if not call.waited_for:
+            return None  # it keeps its place, and so its record, until ``outcome`` asks
+        self._drop(call)
+        return call
+
+    def give_up(self, call: Call) -> bool:
+        """
+        Stop waiting for a call; ``True`` says that no copy was ever sent, so that it failed.
+
+        Else its outcome is unknown, and it keeps its place until it is asked for or the window is full.
+        """
+        call.waited_for = False
+        self._unsent.pop(call.number, None)
+        if call.attempt == 0:
+            self._drop(call)
+            return True
+        return False
+
+    def settle(self, number: int) -> Reply | None:
+        """Let go of an unknown whose outcome is asked for, and return it if it came late; the floor may rise."""
+        call = self._calls.get(number)
+        if call is None or call.waited_for:
+            return None
+        self._drop(call)
+        return call.reply
+
+    def renew(self, now_ms: int) -> bool:
+        """Take a new id after half the expiry, when nobody waits for anything; the driver says hello again."""
+        if self.birth is None or not self._expiry_ms or any(call.waited_for for call in self._calls.values()):
+            return False
+        if now_ms + self._uptime_offset_ms - self.birth <= self._expiry_ms // 2:
+            return False
+        self.client = self._new_id()
+        self.birth = None
+        self._next = 1
+        self._calls.clear()
+        self._unsent.clear()
+        return True
+
+    def waiting(self) -> Iterator[Call]:
+        """Yield the calls that somebody waits for."""
+        return (call for call in self._calls.values() if call.waited_for)
+
+    def _drop(self, call: Call) -> None:
+        del self._calls[call.number]
+        self._unsent.pop(call.number, None)

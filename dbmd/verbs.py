@@ -1,0 +1,542 @@
+"""
+The few kinds of effect, each with its caller's half and its store's half, and the keyspaces.
+
+The caller's half (``encode``, ``decode``) turns a method's arguments into bytes and a
+payload into its result; it runs in the client. The store's half (``effect``) turns untrusted wire
+arguments into an effect, and ``Batch``, ``Append`` and ``Replace`` evaluate themselves against a
+view: they run in the writer, and their outcome is recorded. JSON stays in the caller's half,
+except for the two locator-map verbs, whose lists the store's half reads and writes itself.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeAlias
+
+from dbmd import values
+from dbmd.protocol import Code
+from dbmd.storage import Delete, Put, Range, View, Write
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from dbmd.limits import Limits
+
+# No UTF-8 text holds these bytes, so no `str` key can meet what is ours.
+RESERVED = b"\xff\xfe" + bytes.fromhex("92c2cd50d3d59af0180339252651")
+
+
+def after(prefix: bytes) -> bytes | None:
+    """Return the first key behind every key that begins with ``prefix``; ``None`` is the end of the store."""
+    trimmed = prefix.rstrip(b"\xff")
+    return trimmed[:-1] + bytes([trimmed[-1] + 1]) if trimmed else None
+
+
+def under(prefix: bytes) -> Range:
+    """Return the range of all keys that begin with ``prefix``."""
+    return Range(prefix, after(prefix))
+
+
+RESERVED_RANGE = under(RESERVED)
+
+
+class Keyspace(NamedTuple):
+    """Keys that begin with ``prefix``; ``subject`` is what the rest of such a key identifies."""
+
+    name: str
+    prefix: bytes
+    subject: str = "key"
+    whole: bool = False
+
+
+APPOINTMENTS = Keyspace("appointments", b"w", "uuid")
+TRACKERS = Keyspace("trackers", b"r", "uuid")
+LOCATOR_MAPS = Keyspace("locator_maps", b"m", "locator")
+FLAGS = Keyspace("triggered_flags", b"ta", "uuid")
+WATCHER_BLOCK = Keyspace("watcher_last_block", b"bw", whole=True)
+RESPONDER_BLOCK = Keyspace("responder_last_block", b"br", whole=True)
+USERS = Keyspace("users", b"u", "user")
+ENTRIES = Keyspace("entries", b"")
+KEYSPACES = (APPOINTMENTS, TRACKERS, LOCATOR_MAPS, FLAGS, WATCHER_BLOCK, RESPONDER_BLOCK, USERS)
+
+
+class RefusedError(Exception):
+    """A request that is wrong whatever the state, or whose precondition does not hold."""
+
+    def __init__(self, code: Code, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+        self.text = text
+
+
+# --- What the pure core does to a store ---
+
+
+class Batch(NamedTuple):
+    """Puts and deletes, all or none."""
+
+    writes: tuple[Write, ...]
+
+    def evaluate(self, view: View, limits: Limits) -> tuple[tuple[Write, ...], object]:  # noqa: ARG002 - a blind effect
+        """Return the writes and the payload."""
+        return self.writes, None
+
+
+class Append(NamedTuple):
+    """Put ``item`` at the end of the JSON list under ``key``, unless it is there."""
+
+    key: bytes
+    item: str
+
+    def evaluate(self, view: View, limits: Limits) -> tuple[tuple[Write, ...], object]:
+        """Return the writes and the payload; raises ``RefusedError``."""
+        items = _stored_list(view, self.key) or []
+        if self.item in items:
+            return (), None
+        value = values.encode([*items, self.item])
+        check_value(value, limits)
+        return (Put(self.key, value),), None
+
+
+class Replace(NamedTuple):
+    """Set the JSON list under ``key`` to ``items``, which must all be in it."""
+
+    key: bytes
+    items: tuple[str, ...]
+
+    def evaluate(self, view: View, limits: Limits) -> tuple[tuple[Write, ...], object]:
+        """Return the writes and the payload; raises ``RefusedError``."""
+        current = _stored_list(view, self.key)
+        if current is None:
+            raise RefusedError(Code.PRECONDITION, f"there is no list under key {self.key!r}")
+        known = {item for item in current if isinstance(item, str)}
+        strangers = [item for item in self.items if item not in known]
+        if strangers or not self.items:
+            text = f"not a subset of the list under key {self.key!r}: {strangers[0]!r}" if strangers else "an empty list"
+            raise RefusedError(Code.PRECONDITION, text)
+        value = values.encode(list(self.items))
+        check_value(value, limits)
+        return (Put(self.key, value),), None
+
+
+class Get(NamedTuple):
+    """Read one key; what is reserved is not there."""
+
+    key: bytes
+
+    def evaluate(self, view: View) -> bytes | None:
+        """Return the value, or ``None``."""
+        return None if self.key.startswith(RESERVED) else view.get(self.key)
+
+
+class Segment(NamedTuple):
+    """One keyspace of a scan: its spans in key order, the prefix its keys are told without, and whether values are."""
+
+    prefix: bytes
+    spans: tuple[Range, ...]
+    values: bool
+
+
+class Scan(NamedTuple):
+    """Read segments one after the other, from one snapshot."""
+
+    segments: tuple[Segment, ...]
+    reverse: bool = False
+    keys: bool = True
+
+
+class Count(NamedTuple):
+    """Count the records of every keyspace, from one snapshot."""
+
+
+class Status(NamedTuple):
+    """Tell how the daemon is."""
+
+
+Effect: TypeAlias = Batch | Append | Replace
+Question: TypeAlias = Get | Scan | Count | Status
+Role: TypeAlias = Literal["writer", "points", "scans"]
+
+
+def _stored_list(view: View, key: bytes) -> list[Any] | None:
+    stored = view.get(key)
+    if stored is None:
+        return None
+    try:
+        items = values.decode(stored)
+    except ValueError as error:
+        raise RefusedError(Code.CORRUPT, f"the record under key {key!r} is corrupt: {error}") from None
+    if not isinstance(items, list):
+        raise RefusedError(Code.CORRUPT, f"the record under key {key!r} is corrupt: not a JSON list")
+    return items
+
+
+def check_key(key: bytes, limits: Limits) -> bytes:
+    """Return ``key``, fit to be written, or raise ``RefusedError`` naming the limit."""
+    if len(key) > limits.key_bytes_max:
+        text = f"key_bytes_max is {limits.key_bytes_max}, this key has {len(key)} bytes"
+        raise RefusedError(Code.LIMIT, text)
+    if key.startswith(RESERVED):
+        raise RefusedError(Code.RESERVED, f"keys under {RESERVED!r} are dbmd's own")
+    return key
+
+
+def check_value(value: bytes, limits: Limits) -> bytes:
+    """Return ``value``, fit to be written, or raise ``RefusedError`` naming the limit."""
+    if len(value) > limits.value_bytes_max:
+        text = f"value_bytes_max is {limits.value_bytes_max}, this value has {len(value)} bytes"
+        raise RefusedError(Code.LIMIT, text)
+    return value
+
+
+def beside_reserved(span: Range) -> tuple[Range, ...]:
+    """Return ``span`` without the reserved keys, in key order; empty parts are left out."""
+    stop = RESERVED_RANGE.stop
+    before = Range(span.start, RESERVED if span.stop is None else min(span.stop, RESERVED))
+    behind = Range(span.start if stop is None else max(span.start, stop), span.stop)
+    return tuple(part for part in (before, behind) if part.stop is None or part.start < part.stop)
+
+
+def segment(keyspace: Keyspace, *, values: bool = True, prefix: bytes = b"") -> Segment:
+    """Return the whole of a keyspace (or of ``prefix`` within it) as a segment."""
+    prefix = keyspace.prefix + prefix
+    return Segment(prefix, beside_reserved(under(prefix)), values)
+
+
+def _wire(arguments: tuple[object, ...], *types: type) -> tuple[Any, ...]:
+    """Check count and types of untrusted arguments; ``NoneType`` beside a type is spelt as a tuple elsewhere."""
+    if len(arguments) != len(types):
+        raise RefusedError(Code.TYPE, f"{len(types)} arguments are expected, not {len(arguments)}")
+    for position, (wanted, found) in enumerate(zip(types, arguments, strict=True)):
+        if type(found) is not wanted:
+            text = f"argument {position + 1} must be {wanted.__name__}, not {type(found).__name__}"
+            raise RefusedError(Code.TYPE, text)
+    return arguments
+
+
+def _each(items: Iterable[object], wanted: type, limit: int, name: str) -> None:
+    count = 0
+    for count, item in enumerate(items, 1):  # noqa: B007 - the count is used behind the loop
+        if type(item) is not wanted:
+            raise RefusedError(Code.TYPE, f"item {count} must be {wanted.__name__}, not {type(item).__name__}")
+    if count > limit:
+        raise RefusedError(Code.LIMIT, f"{name} is {limit}, this batch has {count}")
+
+
+def text(argument: object) -> bytes:
+    """Return a ``str`` as UTF-8; raises ``TypeError``, and ``UnicodeEncodeError`` for a lone surrogate."""
+    if not isinstance(argument, str):
+        message = f"must be str, not {type(argument).__name__}"
+        raise TypeError(message)
+    return argument.encode()
+
+
+def read_text(data: bytes) -> str:
+    """Return bytes as the ``str`` they encode."""
+    return data.decode()
+
+
+def read_list(data: bytes) -> list[Any]:
+    """Return a JSON list; raises ``ValueError``."""
+    items = values.decode(data)
+    if not isinstance(items, list):
+        message = "the record is not a JSON list"
+        raise ValueError(message)  # noqa: TRY004 - what is wrong is the record, as with any other corrupt one
+    return items
+
+
+class Verb:
+    """One kind of effect, bound to a keyspace."""
+
+    role: ClassVar[Role]
+
+    def __init__(self, keyspace: Keyspace = ENTRIES) -> None:
+        self.keyspace = keyspace
+
+    def key(self, rest: bytes) -> bytes:
+        """Return the whole key of ``rest`` in this verb's keyspace."""
+        return self.keyspace.prefix + rest
+
+    def encode(self, *arguments: Any) -> tuple[object, ...]:  # noqa: ANN401 - a method's own arguments
+        """Caller's half: return the wire arguments; raises as the method does for a wrong type."""
+        raise NotImplementedError
+
+    def effect(self, arguments: tuple[object, ...], limits: Limits) -> Effect | Question:
+        """Store's half: return the effect of untrusted wire arguments; raises ``RefusedError``."""
+        raise NotImplementedError
+
+    def decode(self, payload: Any, arguments: tuple[Any, ...]) -> Any:  # noqa: ANN401, ARG002 - the operation knows
+        """Caller's half: return the result for a payload that says done."""
+        return payload
+
+    def subjects(self, arguments: tuple[Any, ...]) -> tuple[bytes, ...]:
+        """Return the keys (without prefix) that wire arguments which were found valid are about, for the logs."""
+        return (arguments[0],) if arguments else (self.keyspace.prefix,)
+
+
+class GetOne(Verb):
+    """Read one record: ``(id)``, or nothing where the keyspace is one whole key."""
+
+    role = "points"
+
+    def __init__(self, keyspace: Keyspace = ENTRIES, read: Callable[[bytes], Any] = bytes) -> None:
+        super().__init__(keyspace)
+        self._read = read
+
+    def encode(self, *arguments: Any) -> tuple[object, ...]:  # noqa: ANN401
+        return () if self.keyspace.whole else (text(arguments[0]),)
+
+    def effect(self, arguments: tuple[object, ...], limits: Limits) -> Get:  # noqa: ARG002 - longer keys may be there
+        rest = b"" if self.keyspace.whole else _wire(arguments, bytes)[0]
+        if self.keyspace.whole:
+            _wire(arguments)
+        return Get(self.key(rest))
+
+    def decode(self, payload: Any, arguments: tuple[Any, ...]) -> Any:  # noqa: ANN401, ARG002
+        return None if payload is None else self._read(payload)
+
+
+class GetEntry(GetOne):
+    """Read one record of any keyspace: ``(key, prefix)``."""
+
+    def encode(self, key: object, prefix: object = None) -> tuple[object, ...]:
+        return (prefixed(text(key), prefix),)
+
+
+class GetRaw(GetOne):
+    """Read one record by its bytes: ``(key)``; what is reserved is not there."""
+
+    def encode(self, *arguments: Any) -> tuple[object, ...]:  # noqa: ANN401
+        return arguments
+
+
+class PutOne(Verb):
+    """Write one record: ``(id, value)``, or the value alone where the keyspace is one whole key."""
+
+    role = "writer"
+
+    def __init__(self, keyspace: Keyspace = ENTRIES, write: Callable[[Any], bytes] = text) -> None:
+        super().__init__(keyspace)
+        self._write = write
+
+    def encode(self, *arguments: Any) -> tuple[object, ...]:  # noqa: ANN401
+        if self.keyspace.whole:
+            return (self._write(arguments[0]),)
+        return (text(arguments[0]), self._write(arguments[1]))
+
+    def effect(self, arguments: tuple[object, ...], limits: Limits) -> Batch:
+        if self.keyspace.whole:
+            arguments = (b"", *_wire(arguments, bytes))
+        rest, value = _wire(arguments, bytes, bytes)
+        return Batch((Put(check_key(self.key(rest), limits), check_value(value, limits)),))
+
+    def subjects(self, arguments: tuple[Any, ...]) -> tuple[bytes, ...]:
+        return (self.keyspace.prefix,) if self.keyspace.whole else (arguments[0],)
+
+
+class PutEntry(PutOne):
+    """Write one record of any keyspace: ``(key, value, prefix)``."""
+
+    def encode(self, key: object, value: object, prefix: object = None) -> tuple[object, ...]:
+        rest, data = text(key), text(value)
+        return (prefixed(rest, prefix), data)
+
+
+class DeleteOne(Verb):
+    """Remove one record: ``(id)``."""
+
+    role = "writer"
+
+    def encode(self, *arguments: Any) -> tuple[object, ...]:  # noqa: ANN401
+        return (text(arguments[0]),)
+
+    def effect(self, arguments: tuple[object, ...], limits: Limits) -> Batch:  # noqa: ARG002 - longer keys may be there
+        key = self.key(_wire(arguments, bytes)[0])
+        if key.startswith(RESERVED):
+            raise RefusedError(Code.RESERVED, f"keys under {RESERVED!r} are dbmd's own")
+        return Batch((Delete(key),))
+
+
+class DeleteEntry(DeleteOne):
+    """Remove one record of any keyspace: ``(key, prefix)``."""
+
+    def encode(self, key: object, prefix: object = None) -> tuple[object, ...]:
+        return (prefixed(text(key), prefix),)
+
+
+class _Many(Verb):
+    """The same write for many ids: ``(ids)``; nothing is sent for none."""
+
+    role = "writer"
+
+    def encode(self, *arguments: Any) -> tuple[object, ...]:  # noqa: ANN401
+        return tuple(text(each) for each in arguments[0])
+
+    def write(self, key: bytes, limits: Limits) -> Write:
+        """Return what is done to one key."""
+        raise NotImplementedError
+
+    def effect(self, arguments: tuple[object, ...], limits: Limits) -> Batch:
+        _each(arguments, bytes, limits.batch_keys_max, "batch_keys_max")
+        return Batch(tuple(self.write(self.key(rest), limits) for rest in arguments if isinstance(rest, bytes)))
+
+    def subjects(self, arguments: tuple[Any, ...]) -> tuple[bytes, ...]:
+        return arguments
+
+
+class PutMany(_Many):
+    """Write an empty record for each id."""
+
+
+    def write(self, key: bytes, limits: Limits) -> Write:
+        return Put(check_key(key, limits), b"")
+
+
+class PutFlag(PutMany):
+    """Write an empty record for one id: ``(id)``."""
+
+    def encode(self, *arguments: Any) -> tuple[object, ...]:  # noqa: ANN401
+        return (text(arguments[0]),)
+
+
+class DeleteMany(_Many):
+    """Remove the record of each id."""
+
+    def write(self, key: bytes, limits: Limits) -> Write:  # noqa: ARG002 - longer keys may be there
+        return Delete(key)
+
+
+class AppendOne(Verb):
+    """Append to a JSON list: ``(id, item)``."""
+
+    role = "writer"
+
+    def encode(self, *arguments: Any) -> tuple[object, ...]:  # noqa: ANN401
+        key = text(arguments[0])
+        text(arguments[1])
+        return (key, arguments[1])
+
+    def effect(self, arguments: tuple[object, ...], limits: Limits) -> Append:
+        rest, item = _wire(arguments, bytes, str)
+        return Append(check_key(self.key(rest), limits), item)
+
+
+class ReplaceSubset(Verb):
+    """Replace a JSON list by a part of it: ``(id, items)``."""
+
+    role = "writer"
+
+    def encode(self, *arguments: Any) -> tuple[object, ...]:  # noqa: ANN401
+        key, items = text(arguments[0]), list(arguments[1])
+        for item in items:
+            text(item)
+        return (key, *items)
+
+    def effect(self, arguments: tuple[object, ...], limits: Limits) -> Replace:
+        rest = _wire(arguments[:1], bytes)[0]
+        items = arguments[1:]
+        _each(items, str, limits.batch_keys_max, "batch_keys_max")
+        return Replace(check_key(self.key(rest), limits), tuple(item for item in items if isinstance(item, str)))
+
+
+class WriteBatch(Verb):
+    """Any puts and deletes: ``(key, value or None)`` each; a ``None`` deletes."""
+
+    role = "writer"
+
+    def encode(self, *arguments: Any) -> tuple[object, ...]:  # noqa: ANN401
+        writes: Iterable[tuple[bytes, bytes | None]] = arguments[0]
+        return tuple(writes)
+
+    def effect(self, arguments: tuple[object, ...], limits: Limits) -> Batch:
+        _each(arguments, tuple, limits.batch_keys_max, "batch_keys_max")
+        return Batch(tuple(self._writes(arguments, limits)))
+
+    def _writes(self, arguments: tuple[Any, ...], limits: Limits) -> Iterator[Write]:
+        for pair in arguments:
+            key, value = _wire(pair, bytes, type(None) if pair[1:] == (None,) else bytes)
+            if value is not None:
+                yield Put(check_key(key, limits), check_value(value, limits))
+            elif key.startswith(RESERVED):
+                raise RefusedError(Code.RESERVED, f"keys under {RESERVED!r} are dbmd's own")
+            else:
+                yield Delete(key)
+
+    def subjects(self, arguments: tuple[Any, ...]) -> tuple[bytes, ...]:
+        return tuple(key for key, _ in arguments)
+
+
+class ScanKeyspaces(Verb):
+    """Read whole keyspaces from one snapshot: no arguments; ``collect`` makes the method's result of the pages."""
+
+    role = "scans"
+
+    def __init__(self, *segments: Segment) -> None:
+        super().__init__(ENTRIES)
+        self._segments = segments
+
+    def encode(self, *arguments: Any) -> tuple[object, ...]:  # noqa: ANN401, ARG002 - a flag may matter to the caller's half only
+        return ()
+
+    def effect(self, arguments: tuple[object, ...], limits: Limits) -> Scan:  # noqa: ARG002
+        _wire(arguments)
+        return Scan(self._segments)
+
+    def subjects(self, arguments: tuple[Any, ...]) -> tuple[bytes, ...]:
+        return tuple(each.prefix for each in self._segments) if not arguments else (arguments[0],)
+
+
+class ScanPrefix(ScanKeyspaces):
+    """Read everything under any prefix: ``(prefix)``."""
+
+    def encode(self, *arguments: Any) -> tuple[object, ...]:  # noqa: ANN401
+        return (text(arguments[0]),)
+
+    def effect(self, arguments: tuple[object, ...], limits: Limits) -> Scan:  # noqa: ARG002
+        prefix = _wire(arguments, bytes)[0]
+        return Scan((segment(ENTRIES, prefix=prefix),))
+
+
+class ScanRange(ScanKeyspaces):
+    """Read any range, either way: ``(start, stop or None, reverse, with keys, with values)``."""
+
+    def encode(self, *arguments: Any) -> tuple[object, ...]:  # noqa: ANN401
+        return arguments
+
+    def effect(self, arguments: tuple[object, ...], limits: Limits) -> Scan:  # noqa: ARG002
+        stop = arguments[1] if len(arguments) > 1 else None
+        start, stop, reverse, keys, with_values = _wire(
+            arguments, bytes, type(None) if stop is None else bytes, bool, bool, bool
+        )
+        spans = beside_reserved(Range(start, stop))
+        return Scan((Segment(b"", spans, with_values),), reverse, keys)
+
+
+class CountRecords(Verb):
+    """Count every keyspace: no arguments; a dict of keyspace name to count."""
+
+    role = "scans"
+
+    def encode(self, *arguments: Any) -> tuple[object, ...]:  # noqa: ANN401, ARG002
+        return ()
+
+    def effect(self, arguments: tuple[object, ...], limits: Limits) -> Count:  # noqa: ARG002
+        _wire(arguments)
+        return Count()
+
+
+class Facts(Verb):
+    """Tell how the daemon is: no arguments; a dict of facts."""
+
+    role = "points"
+
+    def encode(self, *arguments: Any) -> tuple[object, ...]:  # noqa: ANN401, ARG002
+        return ()
+
+    def effect(self, arguments: tuple[object, ...], limits: Limits) -> Status:  # noqa: ARG002
+        _wire(arguments)
+        return Status()
+
+
+def prefixed(key: bytes, prefix: object) -> bytes:
+    """Return ``key`` behind an optional ``str`` prefix; raises ``TypeError``."""
+    return key if prefix is None else text(prefix) + key
