@@ -253,6 +253,17 @@ def alive(place: Place) -> bool:
     return False
 
 
+def shared_by_others(place: Place) -> bool:
+    """Say whether some process shares ``place`` now, asked by one that does not (any more)."""
+    probe = FileLock(place.users_path)
+    try:
+        return not probe.take(fcntl.LOCK_EX) and probe.take(fcntl.LOCK_SH)  # neither: the daemon, which leaves, has it
+    except OSError:
+        return False
+    finally:
+        probe.release()
+
+
 def claim_endpoint(socket_path: str, *, wait_s: float = 1.0) -> FileLock:
     """
     Lock an ipc socket's path, named by a user, before it is bound; the lock is ``PATH.lock``.
@@ -296,6 +307,11 @@ def _trusted_text(path: str, owners: frozenset[int]) -> bytes | None:
         return os.read(descriptor, ENTRY_BYTES_MAX)
     finally:
         os.close(descriptor)
+
+
+def published(directory: str, place: Place) -> Entry | None:
+    """Return the entry in ``place`` if this process trusts its owner; raises ``OSError`` without a directory."""
+    return read_entry(place, _owners(directory))
 
 
 def find(directory: str) -> tuple[Place, Entry] | None:

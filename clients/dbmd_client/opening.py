@@ -1,0 +1,266 @@
+"""
+From ``db_path`` to a daemon's endpoint: find the daemon, start one on demand, leave it.
+
+The rules of opening by path (the files are in ``dbmd.rendezvous``):
+
+1. Whoever uses a daemon by path shares ``.users`` first, and then makes sure that the daemon still lives.
+2. Where none lives, one opener at a time has the turn, looks again, and starts one.
+3. The last to close keeps the turn until the database's LOCK is free, so nobody starts a daemon in between.
+4. Only the first opening makes a missing directory; to open again after it vanished would be to lose it in silence.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+import time
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dbmd import rendezvous
+from dbmd.flocks import POLL_S, FileLock
+from dbmd_client import starting
+from dbmd_client.errors import OpenError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from dbmd.rendezvous import Entry, Place
+
+SCHEMES = ("ipc://", "tcp://")
+CLOSING_TURN_S = 3.0
+"""A closer waits so long for its turn, then goes on without: the turn only keeps it from meeting a new daemon."""
+HELD_GRACE_S = 0.3
+"""A daemon that somebody else starts holds LOCK for so long before it can be seen, unless it has to recover."""
+
+
+class Opening:
+    """What one client object holds of its database: where its daemon is, and its share in it."""
+
+    def __init__(self, db_path: str) -> None:
+        self.by_path = "://" not in db_path
+        self.endpoint = "" if self.by_path else db_path
+        self._given = db_path
+        self._path = ""
+        self._place: Place | None = None
+        self._users: FileLock | None = None
+        self._guard = threading.Lock()
+
+    @classmethod
+    def resolve(cls, db_path: str, deadline: float) -> Opening:
+        """Return the opening of an address or a directory, its daemon found or started; raises ``OpenError``."""
+        opening = cls(db_path)
+        if not opening.by_path:
+            if not db_path.startswith(SCHEMES):
+                raise OpenError("endpoint", f"{db_path}: an address starts with {' or '.join(SCHEMES)}")
+            return opening
+        opening._path = _directory(db_path)
+        opening.reopen(deadline)
+        return opening
+
+    def still_served(self) -> bool:
+        """Say whether the daemon at ``endpoint`` lives, at the cost of a few system calls; by address, always."""
+        if self._place is None:
+            return True
+        try:
+            if rendezvous.place_for(self._path, self._place.folder) != self._place:
+                return False  # another directory stands there now
+            entry = rendezvous.published(self._path, self._place)
+        except OSError:
+            return False
+        if entry is None or entry.endpoint != self.endpoint or not rendezvous.alive(self._place):
+            return False
+        return self._users is not None or self._share_again(entry)
+
+    def reopen(self, deadline: float) -> str:
+        """Find the daemon again, or start another, and return its endpoint; by address, the same endpoint."""
+        if not self.by_path:
+            return self.endpoint
+        if not self._guard.acquire(timeout=max(0.0, deadline - time.monotonic())):
+            raise OpenError("other", f"{self._path}: another thread is still opening it")
+        try:
+            if not self._join():
+                with self._turn(deadline) as place:
+                    self._join_or_start(place, deadline)
+        except rendezvous.RendezvousError as error:
+            raise OpenError("other", str(error)) from error
+        except OSError as error:
+            kind = "missing" if isinstance(error, FileNotFoundError) else "unreadable"
+            raise OpenError(kind, f"{self._path}: {error.strerror}: {error.filename}") from error
+        finally:
+            self._guard.release()
+        return self.endpoint
+
+    def after_fork(self) -> None:
+        """Forget, in a forked child, the parent's share; the child takes its own when it first asks for the daemon."""
+        self._guard = threading.Lock()  # a thread that is not here may have held it
+        self._users = None
+
+    def close(self, deadline: float) -> None:
+        """
+        Give the share back; the last to do so waits, until ``deadline``, for the database's LOCK to be free.
+
+        A second call is fine. A daemon that was not started on demand stays, and is not waited for.
+        """
+        if not self._guard.acquire(timeout=max(0.0, deadline - time.monotonic())):
+            return  # a thread still opens it: the call it serves ends with its own deadline
+        try:
+            users, self._users = self._users, None
+            if users is None or self._place is None:
+                return
+            if (entry := self._entry()) is not None and not entry.on_demand:
+                users.release()
+                return
+            turn = FileLock(self._place.turn_path)
+            with suppress(OSError):  # the runtime folder is gone: nobody can find the daemon, so nobody races
+                turn.take(fcntl.LOCK_EX, min(deadline, time.monotonic() + CLOSING_TURN_S))
+            users.release()
+            self._wait_until_left(deadline)
+            turn.release()
+        finally:
+            self._guard.release()
+
+    def _join(self) -> bool:
+        """Share the live daemon that serves the directory, if there is one and it is not leaving."""
+        found = rendezvous.find(self._path)
+        if found is None:
+            return False
+        place, entry = found
+        if self._users is None or self._place != place:
+            users = self._shared(place, entry)
+            if users is None or rendezvous.find(self._path) != found:  # it left meanwhile
+                return False
+            self._leave()
+            self._users = users
+        _must_let_in(self._path, place, entry)
+        self._place, self.endpoint = place, entry.endpoint
+        return True
+
+    def _join_or_start(self, place: Place, deadline: float) -> None:
+        """Join the daemon that comes, or start one, holding the turn and a share in what will be started."""
+        users = rendezvous.UsersLock(place)
+        if not users.hold(deadline):
+            raise OpenError("held", f"{self._path}: its daemon is leaving and has not let go of it in time")
+        try:
+            died = any(rendezvous.published(self._path, each) for each in rendezvous.places(self._path))
+            while not self._join():
+                if time.monotonic() >= deadline:
+                    raise OpenError("other", f"{self._path}: its daemon neither answers nor ends; see {place.log_path}")
+                if self._somebody_lives():  # it starts, or ends
+                    time.sleep(POLL_S)
+                elif mark := rendezvous.managed_by(self._path):
+                    raise OpenError(
+                        "other", f"{self._path} belongs to a service that is not running: start it, or remove {mark}"
+                    )
+                else:
+                    try:
+                        starting.start(self._path, place.log_path, deadline)
+                    except OpenError as error:
+                        if error.kind != "held" or not (self._appears(deadline) or died):
+                            raise
+                        died = False  # the kernel may free the lock of a killed daemon before LOCK: once more
+        finally:
+            users.release()
+
+    def _somebody_lives(self) -> bool:
+        return any(rendezvous.alive(each) for each in rendezvous.places(self._path))
+
+    def _appears(self, deadline: float) -> bool:
+        """Wait a little for the daemon that holds LOCK to show itself, as one started from another folder would."""
+        patience = min(deadline, time.monotonic() + HELD_GRACE_S)
+        while not self._somebody_lives():
+            if time.monotonic() >= patience:
+                return False
+            time.sleep(POLL_S)
+        return True
+
+    @contextmanager
+    def _turn(self, deadline: float) -> Iterator[Place]:
+        """Have the turn in the folder where a daemon of this process would be published."""
+        self._leave()
+        place = rendezvous.place_for(self._path, rendezvous.daemon_folder())
+        turn = FileLock(place.turn_path)
+        if not turn.take(fcntl.LOCK_EX, deadline):
+            raise OpenError(
+                "other", f"{self._path}: another process is still opening or closing it ({place.turn_path})"
+            )
+        try:
+            yield place
+        finally:
+            turn.release()
+
+    def _leave(self) -> None:
+        if self._users is not None:
+            self._users.release()
+            self._users = None
+
+    def _share_again(self, entry: Entry) -> bool:
+        """Take a share of this process's own after a fork; the daemon must not have left before."""
+        if self._place is None or not self._guard.acquire(blocking=False):
+            return False
+        try:
+            if self._users is None:
+                self._users = self._shared(self._place, entry)
+            return self._users is not None and self._entry() == entry and rendezvous.alive(self._place)
+        finally:
+            self._guard.release()
+
+    @staticmethod
+    def _shared(place: Place, entry: Entry) -> FileLock | None:
+        """Return a share in ``place``, or ``None`` while its daemon leaves."""
+        users = rendezvous.UsersLock(place)
+        try:
+            return users if users.hold() else None
+        except OSError:
+            if entry.on_demand:
+                raise
+            return users  # another account's service, which does not ask who uses it
+
+    def _entry(self) -> Entry | None:
+        try:
+            return None if self._place is None else rendezvous.published(self._path, self._place)
+        except OSError:
+            return None
+
+    def _wait_until_left(self, deadline: float) -> None:
+        """Wait while the daemon lives and nobody else shares it."""
+        place = self._place
+        while place is not None and rendezvous.alive(place) and time.monotonic() < deadline:
+            if (entry := self._entry()) is not None and not entry.on_demand:
+                return
+            if rendezvous.shared_by_others(place):
+                return
+            time.sleep(POLL_S)
+
+
+def _directory(db_path: str) -> str:
+    """
+    Return the absolute path of the directory, its last component made if it is missing.
+
+    It is made here because its inode names its files in the runtime folder.
+    """
+    if not db_path:
+        raise OpenError("missing", "the path of a database is not an empty string")
+    try:
+        path = Path.cwd() / db_path
+        if not path.is_dir():
+            starting.must_be_able_to_start(str(path))  # else an empty directory would be all that is left behind
+            path.mkdir(mode=0o700)
+        return str(path.resolve(strict=True))
+    except ValueError as error:  # a NUL in it
+        raise OpenError("missing", f"{db_path!r} is not a path: {error}") from error
+    except FileNotFoundError as error:
+        raise OpenError("missing", f"{db_path}: its parent directory does not exist") from error
+    except OSError as error:
+        reason = "not a directory" if isinstance(error, FileExistsError) else error.strerror
+        raise OpenError("unreadable", f"{db_path}: {reason}") from error
+
+
+def _must_let_in(path: str, place: Place, entry: Entry) -> None:
+    """Refuse a socket this account may not write to: libzmq would try to connect for ever, in silence."""
+    socket = entry.endpoint.removeprefix("ipc://")
+    if socket != entry.endpoint and Path(socket).exists() and not os.access(socket, os.R_OK | os.W_OK):
+        owner = Path(place.serving_path).stat().st_uid
+        raise OpenError("held", f"{path} is served by process {entry.pid} of user {owner}, which lets nobody else in")
