@@ -2,14 +2,15 @@
 How daemons and clients of one host find each other: runtime folders, entries and flocks. Linux only.
 
 A database is known by its directory's device and inode, not its path: ``D-I`` is the stem of
-its files in a runtime folder. ``.json`` is the entry, replaced by rename; ``.sock`` and its
+its files in a runtime folder (``dbmd.places``). ``.json`` is the entry, replaced by rename; ``.sock`` and its
 siblings are the sockets; ``.serving`` is flocked exclusively by the daemon for its whole life;
 ``.users`` is flocked shared by each process that opened by path, and exclusively by a leaving
 daemon; ``.turn`` is flocked by one opener or closer at a time; ``.managed`` forbids starts on
 demand; ``.log`` is what a daemon started on demand prints. The laws:
 
 1. Liveness is the flock on ``.serving``, which the kernel drops, never a pid, which is used again.
-2. The order of a daemon: LOCK of the database, ``.serving``, bind, entry. It ends in the reverse.
+2. A daemon takes LOCK of the database, then ``.serving``, then binds, then publishes its entry. It withdraws the
+   entry first and drops ``.serving`` last, when LOCK is free: that is what closers and openers wait for.
 3. Only a leaving daemon keeps ``.users`` exclusively, and it never waits for ``.turn``: whoever has the turn may wait.
 4. A lock file is unlinked only under all locks of its stem; who takes a lock checks that the path still leads to it.
 """
@@ -19,93 +20,51 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import re
 import stat
-import tempfile
 import time
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from dbmd.flocks import FileLock
+from dbmd.places import (
+    SOCKET_SUFFIXES,
+    HeldError,
+    Place,
+    RendezvousError,
+    daemon_folder,
+    place_for,
+    places,
+    places_published,
+    runtime_folders,
+    stems_in,
+)
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+__all__ = [
+    "Entry",
+    "HeldError",
+    "Place",
+    "RendezvousError",
+    "Serving",
+    "UsersLock",
+    "alive",
+    "claim_endpoint",
+    "daemon_folder",
+    "everyone",
+    "find",
+    "managed_by",
+    "place_for",
+    "places",
+    "published",
+    "read_entry",
+    "runtime_folders",
+    "shared_by_others",
+    "sweep",
+]
 
-SHARED_FOLDER = "/run/dbmd"
-FOLDER_VARIABLE = "DBMD_RUNTIME_DIR"
-"""Names one private folder to use instead of the three; meant for tests."""
-SOCKET_BYTES_MAX = 107
-"""A unix socket's path: ``sun_path`` has 108 bytes, the last one NUL."""
-SOCKET_SUFFIXES = (".sock", ".sock.points", ".sock.scans")
-STEM_BYTES_USUAL = 21
-"""Two numbers of 32 bits; a file system with longer inodes is refused only if its own paths do not fit."""
 ENTRY_BYTES_MAX = 16_384
 """An entry is a path, an endpoint and six short fields; more is not an entry."""
-_FILE_NAME = re.compile(r"(\d+-\d+)\.(json|sock|sock\.points|sock\.scans|serving|users|turn|managed|log)")
-
-
-class RendezvousError(Exception):
-    """A runtime folder cannot be used, or a path in it is too long; the text says which and why."""
-
-
-class HeldError(RendezvousError):
-    """Somebody else holds what a daemon needs for itself."""
-
-    def __init__(self, what: str, pid: int | None) -> None:
-        super().__init__(f"{what} is held by {f'process {pid}' if pid else 'a process that left no pid'}")
-        self.pid = pid
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """One database's files in one runtime folder."""
-
-    folder: str
-    stem: str
-
-    def path(self, suffix: str) -> str:
-        """Return the path of the file with this suffix."""
-        return f"{self.folder}/{self.stem}{suffix}"
-
-    @property
-    def socket_path(self) -> str:
-        """The main socket, whose siblings append to it; refused where the longest of them would not fit."""
-        longest = max(len(os.fsencode(self.path(suffix))) for suffix in SOCKET_SUFFIXES)
-        if longest > SOCKET_BYTES_MAX:
-            raise RendezvousError(f"{self.folder}: socket paths in it take {longest} bytes, past {SOCKET_BYTES_MAX}")
-        return self.path(".sock")
-
-    @property
-    def serving_path(self) -> str:
-        """The lock a daemon holds while it lives; inside: its pid, then the directory's path."""
-        return self.path(".serving")
-
-    @property
-    def users_path(self) -> str:
-        """The lock every process that opened by path shares."""
-        return self.path(".users")
-
-    @property
-    def turn_path(self) -> str:
-        """The lock of the one opener or closer whose turn it is."""
-        return self.path(".turn")
-
-    @property
-    def entry_path(self) -> str:
-        """What the daemon publishes."""
-        return self.path(".json")
-
-    @property
-    def managed_path(self) -> str:
-        """The mark that forbids starts on demand; inside: the directory's path."""
-        return self.path(".managed")
-
-    @property
-    def log_path(self) -> str:
-        """What a daemon started on demand prints."""
-        return self.path(".log")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,90 +91,6 @@ class Entry:
         texts = (entry.endpoint, entry.run, entry.path, entry.version)
         sound = all(isinstance(each, str) for each in texts) and isinstance(entry.pid, int)
         return entry if sound and isinstance(entry.since, int | float) else None
-
-
-# --- runtime folders -------------------------------------------------------------------------------------------------
-
-
-def runtime_folders() -> list[str]:
-    """
-    Return the folders where daemons of this host may be published, in the order they are preferred.
-
-    A process without ``XDG_RUNTIME_DIR`` (cron, su) looks where systemd puts it, so that it
-    meets the processes of the same user that have it.
-    """
-    if chosen := os.environ.get(FOLDER_VARIABLE):
-        return [chosen]
-    user = os.geteuid()
-    session = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{user}"
-    return [SHARED_FOLDER, f"{session}/dbmd", f"{tempfile.gettempdir()}/dbmd-{user}"]
-
-
-def daemon_folder() -> str:
-    """
-    Return the first runtime folder this process may publish in, made if need be.
-
-    Raises ``RendezvousError`` with a reason per folder when there is none.
-    """
-    reasons = []
-    for folder in runtime_folders():
-        reason = _make(folder)
-        if reason is None:
-            return folder
-        reasons.append(reason)
-    raise RendezvousError("no runtime folder can be used: " + "; ".join(reasons))
-
-
-def _make(folder: str) -> str | None:
-    """Make the folder if it is missing, and say why a daemon cannot use it, ``None`` if it can."""
-    shared = folder == SHARED_FOLDER
-    if not shared or os.geteuid() == 0:
-        with suppress(OSError):  # what is wrong is told by what is there
-            Path(folder).mkdir(mode=0o700)
-            if shared:
-                Path(folder).chmod(0o755)  # whatever the umask
-    if reason := _refusal(folder, frozenset({os.geteuid()})):
-        return reason
-    if not os.access(folder, os.W_OK | os.X_OK):
-        return f"{folder} is not writable"
-    longest = len(os.fsencode(folder)) + 1 + STEM_BYTES_USUAL + max(map(len, SOCKET_SUFFIXES))
-    if longest > SOCKET_BYTES_MAX:
-        return f"{folder} is too long: socket paths in it take {longest} bytes, past {SOCKET_BYTES_MAX}"
-    return None
-
-
-def _refusal(folder: str, owners: frozenset[int]) -> str | None:
-    """Say why what is in ``folder`` is not to be trusted; ``owners`` may have the shared one, we alone the others."""
-    shared = folder == SHARED_FOLDER
-    trusted = owners if shared else {os.geteuid()}
-    try:
-        info = os.lstat(folder)
-    except OSError as error:
-        return f"{folder}: {error.strerror}"
-    if not stat.S_ISDIR(info.st_mode):
-        return f"{folder} is not a directory (a symbolic link is not followed)"
-    if info.st_uid not in trusted:
-        return f"{folder} belongs to user {info.st_uid}, not to user {os.geteuid()}"
-    if info.st_mode & (0o022 if shared else 0o077):
-        return f"{folder} has mode {stat.S_IMODE(info.st_mode):04o}, which lets other users in"
-    return None
-
-
-def place_for(directory: str, folder: str) -> Place:
-    """Return the files of ``directory``, which must exist (``OSError``), in ``folder``."""
-    info = Path(directory).stat()
-    return Place(folder, f"{info.st_dev}-{info.st_ino}")
-
-
-def places(directory: str) -> list[Place]:
-    """Return the files of ``directory`` in every runtime folder that is there and to be trusted."""
-    info = Path(directory).stat()
-    owners = frozenset({0, os.geteuid(), info.st_uid})
-    stem = f"{info.st_dev}-{info.st_ino}"
-    return [Place(each, stem) for each in runtime_folders() if _refusal(each, owners) is None]
-
-
-# --- locks -----------------------------------------------------------------------------------------------------------
 
 
 class UsersLock(FileLock):
@@ -286,9 +161,6 @@ def _inscription(path: str) -> tuple[int | None, str]:
         return None, ""
 
 
-# --- entries ---------------------------------------------------------------------------------------------------------
-
-
 def read_entry(place: Place, owners: frozenset[int]) -> Entry | None:
     """Return what is published in ``place``, by one of ``owners``; whether it is alive is not asked."""
     text = _trusted_text(place.entry_path, owners)
@@ -345,7 +217,7 @@ def managed_by(directory: str) -> str | None:
 def everyone() -> list[Entry]:
     """Return every live daemon in all folders that this process trusts."""
     found = []
-    for place in _stems():
+    for place in places_published():
         owners = {0, os.geteuid()}
         with suppress(OSError):
             owners.add(Path(place.folder).stat().st_uid)  # the daemon's user, whom the shared folder belongs to
@@ -357,29 +229,6 @@ def everyone() -> list[Entry]:
 
 def _owners(directory: str) -> frozenset[int]:
     return frozenset({0, os.geteuid(), Path(directory).stat().st_uid})
-
-
-def _stems() -> Iterator[Place]:
-    for folder in runtime_folders():
-        try:
-            names = _names(folder)
-        except OSError:
-            continue
-        owners = frozenset({0, os.geteuid(), Path(folder).stat().st_uid})
-        if _refusal(folder, owners) is None:
-            yield from (Place(folder, stem) for stem in _stems_among(names))
-
-
-def _names(folder: str) -> list[str]:
-    return [each.name for each in Path(folder).iterdir()]
-
-
-def _stems_among(names: list[str]) -> list[str]:
-    matches = (_FILE_NAME.fullmatch(name) for name in names)
-    return sorted({match[1] for match in matches if match})
-
-
-# --- the daemon's side -----------------------------------------------------------------------------------------------
 
 
 class Serving:
@@ -460,7 +309,7 @@ def _replace(path: str, text: bytes, mode: int) -> None:
 
 def sweep(folder: str) -> None:
     """Remove the files of databases that are gone for certain, and that no daemon, user or opener holds."""
-    for stem in _stems_among(_names(folder)):
+    for stem in stems_in(folder):
         place = Place(folder, stem)
         with suppress(OSError), ExitStack() as stack:
             if not _gone(place):
