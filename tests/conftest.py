@@ -23,6 +23,9 @@ settings.register_profile(
 )
 settings.load_profile("fast")
 
+# The contract's assertions live outside test files, and shall explain themselves all the same.
+pytest.register_assert_rewrite(*(f"tests.{path.stem}" for path in Path(__file__).parent.glob("contract*.py")))
+
 ALLOWED_SKIPS = Path(__file__).with_name("allowed_skips.txt")
 
 
