@@ -1,0 +1,169 @@
+"""A real daemon in a process of its own, started as a user starts it, and always cleaned up."""
+
+from __future__ import annotations
+
+import os
+import queue
+import re
+import signal
+import subprocess
+import sys
+import threading
+from typing import TYPE_CHECKING, Any, Self
+
+import orjson
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+    from types import TracebackType
+
+READY_S_MAX = 20.0  # a start takes half a second; two busy cores may need longer
+EXIT_S_MAX = 20.0
+
+ENDPOINT = re.compile(r"(?:ipc|tcp)://[^\s,;]*[^\s,;.]")
+
+
+class DaemonProcess:
+    """
+    ``python -m dbmd serve PATH [--endpoint ADDRESS]`` as a child.
+
+    ``endpoint`` is what the ready line says. Its standard error, where it logs, goes to the file ``stderr_path``,
+    which grows over restarts.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        endpoint: str | None = None,
+        arguments: tuple[str, ...] = (),
+        environment: Mapping[str, str] | None = None,
+        stderr_path: Path | None = None,
+    ) -> None:
+        self.path = path
+        self.asked = endpoint
+        self.endpoint = endpoint or ""
+        self.arguments = arguments
+        self.environment = {**os.environ, **(environment or {})}
+        self.stderr_path = stderr_path or path.with_name(f"{path.name}.stderr")
+        self.ready_line = ""
+        self.process: subprocess.Popen[str] | None = None
+        self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._drain: threading.Thread | None = None
+
+    def start(self) -> Self:
+        """Start the daemon and return when it says that it is ready."""
+        self.launch()
+        try:
+            self.wait_ready()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def launch(self) -> None:
+        """Start the daemon, and do not wait."""
+        assert self.process is None, "it runs already"
+        command = [sys.executable, "-m", "dbmd", "serve", str(self.path), *self.arguments]
+        if self.asked is not None:
+            command += ["--endpoint", self.asked]
+        with self.stderr_path.open("ab") as stderr:
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                text=True,
+                env=self.environment,
+            )
+        self._lines = queue.SimpleQueue()
+        self._drain = threading.Thread(target=self._read, args=(self.process, self._lines), daemon=True)
+        self._drain.start()
+
+    @staticmethod
+    def _read(process: subprocess.Popen[str], lines: queue.SimpleQueue[str | None]) -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            lines.put(line.rstrip("\n"))
+        lines.put(None)
+
+    def wait_ready(self) -> None:
+        """Wait for the ready line; a daemon that ends or stays silent instead fails the test with what it said."""
+        said: list[str] = []
+        while True:
+            try:
+                line = self._lines.get(timeout=READY_S_MAX)
+            except queue.Empty:
+                line = None
+            if line is None:
+                raise AssertionError(f"no ready line: {said}\n{self.stderr()[-4000:]}")
+            said.append(line)
+            if "ready" in line.lower():
+                break
+        self.ready_line = line
+        if found := ENDPOINT.search(line):
+            self.endpoint = found.group()
+
+    def stderr(self) -> str:
+        """Return all it wrote to standard error, over all its runs."""
+        return self.stderr_path.read_text(encoding="utf-8") if self.stderr_path.exists() else ""
+
+    def log_lines(self) -> list[dict[str, Any]]:
+        """Return its log: every JSON object on a line of standard error."""
+        return [orjson.loads(line) for line in self.stderr().splitlines() if line[:1] == "{" and line[-1:] == "}"]
+
+    @property
+    def running(self) -> bool:
+        """Say whether the process runs."""
+        return self.process is not None and self.process.poll() is None
+
+    @property
+    def pid(self) -> int:
+        """Return the process id of the daemon that runs."""
+        assert self.process is not None
+        return self.process.pid
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the process."""
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    def wait(self, timeout_s: float = EXIT_S_MAX) -> int:
+        """Wait until the process has ended, and return its exit code."""
+        assert self.process is not None
+        assert self.process.stdout is not None
+        assert self._drain is not None
+        code = self.process.wait(timeout_s)
+        self._drain.join()
+        self.process.stdout.close()
+        self.process = None
+        return code
+
+    def terminate(self) -> int:
+        """End it in good order (SIGTERM), and return its exit code."""
+        self.signal(signal.SIGTERM)
+        return self.wait()
+
+    def kill(self) -> None:
+        """End it as a crash would (SIGKILL)."""
+        self.signal(signal.SIGKILL)
+        self.wait()
+
+    def close(self) -> None:
+        """Leave nothing running, whatever happened."""
+        if self.process is None:
+            return
+        self.signal(signal.SIGTERM)
+        try:
+            self.wait()
+        except subprocess.TimeoutExpired:
+            self.kill()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
