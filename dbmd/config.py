@@ -36,11 +36,11 @@ REQUEST_ENVELOPE_BYTES = 4 * KIB
 WRITE_BUFFER_BYTES_LOWEST = 64 * KIB
 WRITE_BUFFER_BYTES_HIGHEST = 1024 * MIB
 
-# For the arithmetic of `describe`: one writer, two readers; and what one settled outcome takes in memory.
-PUBLIC_SOCKETS = 3
-OUTCOME_BYTES = 40
+# For the arithmetic of `describe`: one writer and two readers; what one settled outcome takes in memory.
+PUBLIC_SOCKETS, OUTCOME_BYTES = 3, 40
 
 VALUE_SHOWN_CHARACTERS_MAX = 80
+WORD = re.compile(r"[a-z_]+")
 BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -123,8 +123,7 @@ class ServeTable(Table):
     @field_validator("endpoint")
     @classmethod
     def _endpoint(cls, endpoint: str) -> str:
-        problem = _endpoint_problem(endpoint) if endpoint else None
-        if problem:
+        if endpoint and (problem := _endpoint_problem(endpoint)):
             raise ValueError(problem)
         return endpoint
 
@@ -155,18 +154,11 @@ class LogTable(Table):
 
 def _limit_fields() -> dict[str, Any]:
     """Return the limits as pydantic's fields, so that each is declared in ``Limits`` alone."""
-    return {
-        each.name: (
-            int,
-            Field(
-                default=each.default,
-                ge=each.metadata["lowest"],
-                le=each.metadata["highest"],
-                description=each.metadata["why"],
-            ),
-        )
-        for each in fields(Limits)
-    }
+    made: dict[str, Any] = {}
+    for each in fields(Limits):
+        lowest, highest, why = (each.metadata[name] for name in ("lowest", "highest", "why"))
+        made[each.name] = (int, Field(default=each.default, ge=lowest, le=highest, description=why))
+    return made
 
 
 LimitsTable: type[Table] = create_model("LimitsTable", __base__=Table, **_limit_fields())
@@ -189,18 +181,11 @@ class Config:
     log: LogTable
 
 
-class Bounds(NamedTuple):
-    """The lowest and highest number a key may have."""
-
-    lowest: int
-    highest: int
-
-
-def bounds(section: str, key: str) -> Bounds | None:
-    """Return the bounds of a number, ``None`` for a key that is none."""
+def bounds(section: str, key: str) -> tuple[int, int] | None:
+    """Return the lowest and the highest number ``key`` may have, ``None`` where it is no number."""
     marks = SECTIONS[section].model_fields[key].metadata
     found = {name: getattr(mark, name) for mark in marks for name in ("ge", "le") if hasattr(mark, name)}
-    return Bounds(found["ge"], found["le"]) if found else None
+    return (found["ge"], found["le"]) if found else None
 
 
 def _unit(key: str) -> str:
@@ -213,7 +198,7 @@ def _allowed(section: str, key: str) -> str:
     field = SECTIONS[section].model_fields[key]
     span = bounds(section, key)
     if span:
-        return f"an integer from {span.lowest} to {span.highest}{_unit(key)} ({field.description})"
+        return f"an integer from {span[0]} to {span[1]}{_unit(key)} ({field.description})"
     if field.annotation is bool:
         return "true or false"
     if isinstance(field.json_schema_extra, dict):
@@ -267,31 +252,24 @@ def _section_problems(section: str, values: Mapping[str, object], error: Validat
 def _cross_problems(limits: Limits) -> list[str]:
     """Say which limits contradict each other, though each is in its bounds."""
     record_bytes = limits.key_bytes_max + limits.value_bytes_max
-    laws = (
-        (
-            record_bytes + REQUEST_ENVELOPE_BYTES <= limits.message_bytes_max,
-            ("key_bytes_max", "value_bytes_max", "message_bytes_max"),
-            f"key_bytes_max + value_bytes_max + {REQUEST_ENVELOPE_BYTES} up to message_bytes_max (a record's request fits)",
+    laws = {
+        f"key_bytes_max + value_bytes_max + {REQUEST_ENVELOPE_BYTES} up to message_bytes_max (a request)": (
+            record_bytes + REQUEST_ENVELOPE_BYTES <= limits.message_bytes_max
         ),
-        (
-            record_bytes <= limits.group_bytes_max,
-            ("key_bytes_max", "value_bytes_max", "group_bytes_max"),
-            "key_bytes_max + value_bytes_max up to group_bytes_max (the largest record fits one group)",
+        "key_bytes_max + value_bytes_max up to group_bytes_max (the largest record fits one group)": (
+            record_bytes <= limits.group_bytes_max
         ),
-        (
-            limits.clients_max <= limits.clients_remembered_max,
-            ("clients_max", "clients_remembered_max"),
-            "clients_max up to clients_remembered_max (each connected client has a completion record)",
+        "clients_max up to clients_remembered_max (each connected client has a completion record)": (
+            limits.clients_max <= limits.clients_remembered_max
         ),
-        (
-            limits.scan_lease_s_max <= limits.snapshot_age_s_max,
-            ("scan_lease_s_max", "snapshot_age_s_max"),
-            "scan_lease_s_max up to snapshot_age_s_max (a snapshot is cut whatever its lease)",
+        "scan_lease_s_max up to snapshot_age_s_max (a snapshot is cut whatever its lease)": (
+            limits.scan_lease_s_max <= limits.snapshot_age_s_max
         ),
-    )
+    }
+    told = limits.tell()
     return [
-        f"{', '.join(f'limits.{key} = {getattr(limits, key)}' for key in keys)}: allowed is {allowed}"
-        for holds, keys, allowed in laws
+        f"{', '.join(f'limits.{key} = {told[key]}' for key in WORD.findall(law) if key in told)}: allowed is {law}"
+        for law, holds in laws.items()
         if not holds
     ]
 
@@ -306,7 +284,7 @@ def load(path: str | None, overrides: Mapping[str, Mapping[str, object]]) -> Con
     """
     given = _read(path) if path is not None else {}
     flags = {section: {k: v for k, v in table.items() if v is not None} for section, table in overrides.items()}
-    tables: dict[str, Table] = {}
+    tables: dict[str, Any] = {}
     problems = [
         f"{source}: {_path(section)}: {_unknown((section,), 'section', SECTIONS)}"
         for source, sections in ((path, given), ("command line", flags))
@@ -331,11 +309,7 @@ def load(path: str | None, overrides: Mapping[str, Mapping[str, object]]) -> Con
         problems += [f"{path or 'command line'}: {each}" for each in _cross_problems(limits)]
     if problems:
         raise ConfigError("\n".join(problems))
-    database, serve, log = tables["database"], tables["serve"], tables["log"]
-    assert isinstance(database, DatabaseTable)  # noqa: S101 - for the type checker: SECTIONS says so
-    assert isinstance(serve, ServeTable)  # noqa: S101
-    assert isinstance(log, LogTable)  # noqa: S101
-    return Config(database, serve, limits, log)
+    return Config(tables["database"], tables["serve"], limits, tables["log"])
 
 
 def queue_messages_max(limits: Limits) -> int:
@@ -380,8 +354,7 @@ def _held_terms(config: Config) -> list[_Term]:
         _Term("pages of scans under way", (*pages, ("page_bytes_max", limits.page_bytes_max))),
         _Term("the records that end those pages", (*pages, record)),
         _Term("outcomes remembered", (
-            ("clients_remembered_max", limits.clients_remembered_max),
-            ("client_window", limits.client_window),
+            ("clients_remembered_max", limits.clients_remembered_max), ("client_window", limits.client_window),
             ("bytes", OUTCOME_BYTES),
         )),
         _Term("log lines", (("log_buffer_bytes_max", limits.log_buffer_bytes_max),)),
@@ -419,11 +392,9 @@ def describe(config: Config) -> str:
             comment = f"  # {'; '.join(notes)}" if notes else ""
             lines.append(f"{key} = {json.dumps(value).replace(chr(127), chr(92) + 'u007f')}{comment}")
         lines.append("")
-    for title, terms in (
-        ("Worst case of the daemon's own memory, beside Python, the code and LevelDB's caches:", _held_terms(config)),
-        ("Worst case in its sockets, if every client fills its queue with the largest messages:",
-         _queue_terms(config.limits)),
-    ):  # fmt: skip
+    held = "Worst case of the daemon's own memory, beside Python, the code and LevelDB's caches:"
+    queued = "Worst case in its sockets, if every client fills its queue with the largest messages:"
+    for title, terms in ((held, _held_terms(config)), (queued, _queue_terms(config.limits))):
         lines += [f"# {title}", *(term.line() for term in terms)]
         lines.append(f"#   together: {_size(sum(term.bytes() for term in terms))}")
     return "\n".join(lines) + "\n"

@@ -1,0 +1,296 @@
+"""The configuration: what is accepted, what every refusal says, and the reference file."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from configparser import RawConfigParser
+from dataclasses import FrozenInstanceError, fields
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from dbmd import config
+from dbmd.config import ConfigError, bounds, describe, load
+from dbmd.limits import Limits
+
+REFERENCE = Path(__file__).parent.parent / "config" / "dbmd.toml"
+UNIT = REFERENCE.with_name("dbmd.service")
+
+KEYS = [(section, key) for section, table in config.SECTIONS.items() for key in table.model_fields]
+NUMBERS = [(section, key) for section, key in KEYS if bounds(section, key)]
+
+
+def refusal(text: str, folder: Path) -> list[str]:
+    """Load ``text`` as a file and return the lines of its refusal, without the file's name."""
+    path = folder / "dbmd.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load(str(path), {})
+    lines = str(caught.value).splitlines()
+    assert all(line.startswith(f"{path}: ") for line in lines)
+    return [line.removeprefix(f"{path}: ") for line in lines]
+
+
+def test_no_file_and_no_flag_give_the_defaults() -> None:
+    """Every key has a default, and the limits' are those of ``Limits``."""
+    loaded = load(None, {})
+    assert loaded.limits == Limits()
+    assert (loaded.database.path, loaded.serve.endpoint, loaded.serve.managed) == ("data", "", False)
+    assert (loaded.log.level, loaded.log.format, loaded.log.destination) == ("info", "auto", "stderr")
+    assert loaded.database.write_buffer_bytes == 33_554_432
+
+
+def test_the_reference_file_holds_every_key_with_its_default_in_order() -> None:
+    """``config/dbmd.toml`` is the models' defaults, complete and in their order."""
+    told = tomllib.loads(REFERENCE.read_text())
+    assert [(section, key) for section, table in told.items() for key in table] == KEYS
+    assert load(str(REFERENCE), {}) == load(None, {})
+
+
+@pytest.mark.parametrize("section,key", KEYS)
+def test_the_reference_file_explains_every_key(section: str, key: str) -> None:
+    """Above each key stands a comment, with the bounds of a number and every choice of a word."""
+    body = re.split(r"^\[(\w+)\]$", REFERENCE.read_text(), flags=re.MULTILINE)
+    text = dict(zip(body[1::2], body[2::2], strict=True))[section]
+    comment = re.search(rf"((?:^#.*\n)+){key} = ", text, re.MULTILINE)
+    assert comment is not None
+    span = bounds(section, key)
+    if span:
+        assert f"{span[0]} to {span[1]}." in comment[1]
+        assert ("Bytes" in comment[1]) == ("bytes" in key.split("_"))
+    choices = re.findall(r'"\w+"', config._allowed(section, key))
+    assert all(choice in comment[1] for choice in choices)
+
+
+def test_limits_are_declared_once() -> None:
+    """The table of limits has the fields, defaults, bounds and reasons of the dataclass, and no other."""
+    for each in fields(Limits):
+        field = config.LimitsTable.model_fields[each.name]
+        assert (field.default, field.description) == (each.default, each.metadata["why"])
+        assert bounds("limits", each.name) == (each.metadata["lowest"], each.metadata["highest"])
+    assert len(config.LimitsTable.model_fields) == len(fields(Limits))
+
+
+def test_flags_override_the_file(tmp_path: Path) -> None:
+    """A flag wins over the file, one that was not given (``None``) leaves it, and the rest is the file's."""
+    path = tmp_path / "dbmd.toml"
+    path.write_text('[database]\npath = "here"\n[log]\nlevel = "debug"\nformat = "json"\n')
+    loaded = load(str(path), {"database": {"path": "there"}, "log": {"level": None}})
+    assert (loaded.database.path, loaded.log.level, loaded.log.format) == ("there", "debug", "json")
+
+
+def test_a_relative_path_stays_relative_to_the_working_directory(tmp_path: Path) -> None:
+    """``database.path`` in a file is not joined to the file's own folder."""
+    path = tmp_path / "dbmd.toml"
+    path.write_text('[database]\npath = "there"\n')
+    assert load(str(path), {}).database.path == "there"
+
+
+@pytest.mark.parametrize("section,key", NUMBERS)
+def test_numbers_are_accepted_at_their_bounds_and_refused_one_past_them(section: str, key: str) -> None:
+    """Each bound itself is allowed by its table; the next number is refused with path, value and bounds."""
+    span = bounds(section, key)
+    assert span is not None
+    table = config.SECTIONS[section]
+    for number in span:
+        assert getattr(table.model_validate({key: number}), key) == number
+    for number in (span[0] - 1, span[1] + 1):
+        with pytest.raises(ConfigError) as caught:
+            load(None, {section: {key: number}})
+        line = str(caught.value).splitlines()[0]
+        assert line.startswith(f"command line: {section}.{key} = {number}: allowed is an integer ")
+        assert f"from {span[0]} to {span[1]}" in line
+
+
+@pytest.mark.parametrize("value", ["true", "1.0", '"1"', "[1]", "{a = 1}", "2024-01-01"])
+def test_a_number_is_an_integer_and_nothing_that_looks_like_one(value: str, tmp_path: Path) -> None:
+    """Types are strict: no float, string, boolean, date, list or table is taken for an integer."""
+    (line,) = refusal(f"[limits]\nscans_max = {value}\n", tmp_path)
+    assert line.startswith("limits.scans_max = ")
+    assert "allowed is an integer from 1 to 4096" in line
+
+
+@pytest.mark.parametrize(
+    "text,expected",
+    [
+        ("[limits]\nkey_byte_max = 5\n", "limits.key_byte_max = 5: unknown key; did you mean limits.key_bytes_max?"),
+        ("[log]\nzzz = 5\n", "log.zzz = 5: unknown key; allowed are level, format, destination"),
+        ("[limit]\n", "limit: unknown section; did you mean limits?"),
+        ('"a\\u001b[2Jb" = 1\n', r'"a\u001b[2Jb": unknown section; allowed are database, serve, limits, log'),
+        ("limits = 3\n", "limits = 3: allowed is a table, [limits]"),
+        ('[serve]\nmanaged = "yes"\n', 'serve.managed = "yes": allowed is true or false'),
+        ("[database]\npath = 7\n", "database.path = 7: allowed is a directory's path"),
+        ('[database]\npath = ""\n', 'database.path = "": allowed is a directory\'s path, neither empty nor an address'),
+        (
+            '[database]\npath = "tcp://h:1"\n',
+            'database.path = "tcp://h:1": allowed is a directory\'s path, neither empty nor an address',
+        ),
+        (
+            '[log]\nlevel = "INFO"\n',
+            'log.level = "INFO": allowed is one of "debug", "info", "warning", "error", "critical"',
+        ),
+        ('[log]\nformat = "xml"\n', 'log.format = "xml": allowed is one of "auto", "json", "console"'),
+        (
+            '[log]\ndestination = "stdout"\n',
+            'log.destination = "stdout": allowed is "stderr" or a file\'s path with a / in it',
+        ),
+    ],
+)
+def test_a_refusal_names_path_value_and_what_is_allowed(text: str, expected: str, tmp_path: Path) -> None:
+    """Unknown keys suggest the nearest, everything else says what is allowed, and control characters are escaped."""
+    assert refusal(text, tmp_path) == [expected]
+
+
+def test_every_problem_is_told_at_once_with_its_source(tmp_path: Path) -> None:
+    """Several problems are several lines, and a flag's is said to be the command line's."""
+    path = tmp_path / "dbmd.toml"
+    path.write_text("[limits]\nscans_max = 0\nclients_max = 0\n[log]\nlevel = 3\n")
+    with pytest.raises(ConfigError) as caught:
+        load(str(path), {"log": {"level": "loud"}})
+    sources = [line.partition(" = ")[0] for line in str(caught.value).splitlines()]
+    assert sources == [f"{path}: limits.scans_max", f"{path}: limits.clients_max", "command line: log.level"]
+
+
+def test_a_long_value_is_cut(tmp_path: Path) -> None:
+    """A refusal stays readable whatever was given."""
+    (line,) = refusal(f'[log]\nlevel = "{"x" * 10_000}"\n', tmp_path)
+    assert len(line) < 300
+
+
+@pytest.mark.parametrize("content", [b"[limits", b"\xff\xfe", b"a = 1\na = 2\n"])
+def test_a_file_that_is_not_toml_is_refused_by_name(content: bytes, tmp_path: Path) -> None:
+    """Broken syntax, bytes that are not UTF-8 and a key given twice are one sentence with the file's name."""
+    path = tmp_path / "dbmd.toml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=re.escape(f"{path}: not TOML: ")):
+        load(str(path), {})
+
+
+def test_a_missing_file_is_refused_by_name(tmp_path: Path) -> None:
+    """A file that cannot be read is a sentence, not a traceback of the system's error."""
+    with pytest.raises(ConfigError, match=re.escape(f"{tmp_path}/none.toml: No such file or directory")):
+        load(f"{tmp_path}/none.toml", {})
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "",
+        "ipc:///run/dbmd/x",
+        "ipc:///" + "a" * 98,
+        "tcp://127.0.0.1:7777",
+        "tcp://127.1.2.3:1",
+        "tcp://[::1]:65535",
+        "tcp://localhost:*",
+        "tcp://127.0.0.1:0",
+    ],
+)
+def test_endpoints_of_this_host_are_accepted(endpoint: str) -> None:
+    """A socket's absolute path up to 99 bytes and a loopback address with a port may be served."""
+    assert load(None, {"serve": {"endpoint": endpoint}}).serve.endpoint == endpoint
+
+
+@pytest.mark.parametrize(
+    "endpoint,allowed",
+    [
+        ("ipc:///" + "a" * 99, "at most 99 bytes, this has 100 .*ends at 107"),
+        ("ipc:///" + "é" * 50, "at most 99 bytes, this has 101"),
+        ("ipc://relative", "absolute path"),
+        ("ipc://@abstract", "absolute path"),
+        ("ipc://", "absolute path"),
+        ("ipc:///run/\x1b[2J", "printable"),
+        ("tcp://10.0.0.1:7777", "loopback"),
+        ("tcp://0.0.0.0:7777", "loopback"),
+        ("tcp://*:7777", "loopback"),
+        ("tcp://example.org:7777", "loopback"),
+        ("tcp://::1:7777", "loopback"),
+        ("tcp://[127.0.0.1]:7777", "loopback"),
+        ("tcp://[::ffff:10.0.0.1]:7777", "loopback"),
+        ("tcp://[::1%lo]:7777", "loopback"),
+        ("tcp://127.0.0.1", "HOST:PORT"),
+        ("tcp://127.0.0.1:65536", "65535"),
+        ("tcp://127.0.0.1:٣", "65535"),
+        ("udp://127.0.0.1:7777", "ipc://PATH or tcp://HOST:PORT"),
+        ("/run/dbmd/x", "ipc://PATH or tcp://HOST:PORT"),
+    ],
+)
+def test_other_endpoints_are_refused_with_the_reason(endpoint: str, allowed: str) -> None:
+    """Whatever others could reach, and what no socket could be bound to, is refused before anything starts."""
+    with pytest.raises(ConfigError, match=rf"serve\.endpoint = .*: allowed is .*{allowed}"):
+        load(None, {"serve": {"endpoint": endpoint}})
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"message_bytes_max": 4_194_304 + 1024 + 4095},
+        {"group_bytes_max": 4_194_304 + 1023},
+        {"clients_remembered_max": 1023},
+        {"snapshot_age_s_max": 59},
+    ],
+)
+def test_limits_that_contradict_each_other_are_refused_and_one_less_is_fine(limits: dict[str, int]) -> None:
+    """A law between limits names every key in it with its value; at the law's edge the daemon starts."""
+    ((key, number),) = limits.items()
+    with pytest.raises(ConfigError, match=rf"limits\.{key} = {number}: allowed is .* up to {key} "):
+        load(None, {"limits": limits})
+    assert getattr(load(None, {"limits": {key: number + 1}}).limits, key) == number + 1
+
+
+def test_a_loaded_configuration_cannot_change() -> None:
+    """The parts of a configuration are frozen."""
+    loaded = load(None, {})
+    with pytest.raises(ValidationError):
+        loaded.log.level = "debug"
+    with pytest.raises(FrozenInstanceError):
+        loaded.limits = Limits()  # type: ignore[misc]
+
+
+def test_describe_prints_every_key_and_marks_what_changed(tmp_path: Path) -> None:
+    """The description is a configuration file that loads to the same configuration."""
+    loaded = load(None, {"limits": {"scans_max": 7}, "database": {"path": 'q"\x7f\n'}})
+    text = describe(loaded)
+    told = tomllib.loads(text)
+    assert [(section, key) for section, table in told.items() for key in table] == KEYS
+    assert "scans_max = 7  # changed from 256\n" in text
+    assert 'endpoint = ""\n' in text
+    assert text.count("changed from") == 2
+    assert text.isascii()
+    path = tmp_path / "again.toml"
+    path.write_text(text)
+    assert load(str(path), {}) == loaded
+
+
+def test_describe_shows_the_arithmetic_of_the_worst_case() -> None:
+    """Each product stands with its factors, and they multiply to what it says."""
+    text = describe(load(None, {}))
+    assert "scans_max 256 x page_credit_max 4 x page_bytes_max 524288 = 512 MiB" in text
+    assert "clients_remembered_max 10000 x client_window 256 x bytes 40 = 97.66 MiB" in text
+    assert "log_buffer_bytes_max 8388608 = 8 MiB" in text
+    assert text.count("together: ") == 2
+
+
+def test_the_unit_runs_the_daemon_as_the_reference_says() -> None:
+    """The systemd unit waits for readiness, is always restarted, keeps the runtime directory and hides the data."""
+    unit = RawConfigParser(strict=False)
+    unit.optionxform = str  # type: ignore[assignment,method-assign]
+    unit.read(UNIT)
+    service = unit["Service"]
+    assert service["ExecStart"] == "/usr/bin/env dbmd serve --config /etc/dbmd/dbmd.toml --managed"
+    assert (service["Type"], service["Restart"], service["UMask"]) == ("notify", "always", "0077")
+    assert (service["RuntimeDirectory"], service["RuntimeDirectoryMode"]) == ("dbmd", "0755")
+    assert service["RuntimeDirectoryPreserve"] == "yes"
+    assert (service["StateDirectory"], service["ProtectSystem"]) == ("dbmd", "strict")
+    assert int(service["WatchdogSec"]) > 0
+    assert int(service["LimitNOFILE"]) > config.PUBLIC_SOCKETS * Limits().clients_max
+
+
+def test_error_text_is_one_line_per_problem_even_for_line_breaks() -> None:
+    """A line break in a value does not make a line of its own."""
+    with pytest.raises(ConfigError) as caught:
+        load(None, {"log": {"level": "a\nb"}})
+    assert str(caught.value).count("\n") == 0
+    assert json.dumps("a\nb") in str(caught.value)
