@@ -1,19 +1,20 @@
 """
-LevelDB behind the storage port: open, commit, snapshot, close, clean, repair; the daemon's only plyvel import, no policy.
+LevelDB behind the storage port: open, commit, snapshot, close, clean, repair. The only plyvel import, and no policy.
 
-Rules of the lock. LEVELDB's LOCK is a POSIX record lock, which a process loses when it closes *any* descriptor
+Rules of the lock. LevelDB's LOCK is a POSIX record lock, which a process loses when it closes *any* descriptor
 of that file. So this module takes the lock itself, before it inspects the directory, keeps its descriptor
 until LevelDB has closed, and never opens LOCK in a process that already has the directory open.
 The descriptor also pins the inode: a directory made again under our feet cannot pose as ours.
 
-File systems relied on: a new log receives synced commits before its directory is synced, which ext4, XFS and
-btrfs make safe (syncing a new file makes its name durable); strict POSIX does not promise it.
+File systems relied on: a new log receives synced commits before its directory is synced. On ext4 that is safe, for
+syncing a new file makes its name durable too; strict POSIX does not promise it.
 """
 
 from __future__ import annotations
 
 import fcntl
 import itertools
+import json
 import multiprocessing
 import os
 import shutil
@@ -23,6 +24,7 @@ import sys
 import tempfile
 import threading
 import weakref
+from collections import Counter
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -174,16 +176,23 @@ class LevelDB:
 
 
 def _scan(view: Any, span: Range, *, reverse: bool, values: bool) -> tuple[Any, Iterator[tuple[bytes, bytes]]]:  # noqa: ANN401
-    """Return plyvel's iterator, to be closed, and the records it yields: the same object, for a generator costs 100 ns each."""
+    """
+    Return plyvel's iterator, to be closed, and its records: the same object, for a generator costs 100 ns each.
+
+    Backwards plyvel 1.5.1 loses the last record of a range when its key is ``start``, so the start is looked for here.
+    """
     iterator = view.iterator(
-        start=span.start,
+        start=None if reverse else span.start,
         stop=span.stop,
         reverse=reverse,
         include_value=values,
         verify_checksums=True,  # unverified, a flipped byte is data; with CRC instructions it costs next to nothing
         fill_cache=False,  # a scan must not drive out what point loads need
     )
-    return iterator, iterator if values else zip(iterator, itertools.repeat(b""))
+    records = iterator if values else zip(iterator, itertools.repeat(b""))
+    if reverse and span.start:
+        records = itertools.takewhile(lambda record: record[0] >= span.start, records)
+    return iterator, records
 
 
 def _inode(found: os.stat_result) -> tuple[int, int]:
@@ -197,7 +206,7 @@ def _said(error: Exception) -> str:
 
 
 def _unreadable(path: str, error: Exception) -> OpenRefusedError:
-    return OpenRefusedError("unreadable", f"{path} cannot be read: {_said(error)}")
+    return OpenRefusedError("unreadable", f"{path} cannot be opened: {_said(error)}")
 
 
 def _locate(path: str, *, create: bool) -> tuple[str, tuple[int, int]]:
@@ -231,7 +240,7 @@ def _sync(directory: Path) -> None:
 
 
 def _claim(path: str, identity: tuple[int, int], undo: ExitStack) -> None:
-    """Enter the directory as open in this process, or refuse it if it already is; a forked child's parent is another process."""
+    """Enter the directory as open in this process, or refuse it if it is; the parent of a fork is another process."""
     with _open_here_lock:
         if _open_here.get(identity) == os.getpid():
             raise OpenRefusedError(
@@ -258,7 +267,9 @@ def _held(path: str, lock: int) -> OpenRefusedError:
         asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
         kind, _, _, _, holder = _FLOCK.unpack(fcntl.fcntl(lock, fcntl.F_GETLK, asked))
         pid = holder if kind != fcntl.F_UNLCK and holder > 0 else None  # 0: a process of another pid namespace
-    return OpenRefusedError("held", f"{path} is held by " + (f"pid {pid}" if pid else "another process"), holder_pid=pid)
+    return OpenRefusedError(
+        "held", f"{path} is held by " + (f"pid {pid}" if pid else "another process"), holder_pid=pid
+    )
 
 
 def _open(path: str, found: logs.Inspection, lock: int, write_buffer_bytes: int) -> Any:  # noqa: ANN401
@@ -293,11 +304,11 @@ def clean(path: str, prefix: bytes) -> int:
         raise ValueError("an empty prefix would remove every record")
     removed = 0
     with closing(LevelDB(path, create=False)) as database, closing(database.snapshot()) as snapshot:
-        keys = (key for key, _ in itertools.takewhile(lambda record: record[0].startswith(prefix),
-                                                      snapshot.scan(Range(prefix, None), values=False)))
-        while chunk := [Delete(key) for key in itertools.islice(keys, CLEAN_KEYS_MAX)]:
-            database.commit(chunk)
-            removed += len(chunk)
+        records = snapshot.scan(Range(prefix, None), values=False)
+        keys = itertools.takewhile(lambda key: key.startswith(prefix), (key for key, _ in records))
+        while deletes := [Delete(key) for key in itertools.islice(keys, CLEAN_KEYS_MAX)]:
+            database.commit(deletes)
+            removed += len(deletes)
     return removed
 
 
@@ -327,19 +338,111 @@ def repair(path: str, copy: str) -> Repaired:
     """
     source, identity = _locate(path, create=False)
     target = Path(copy).absolute()
+    if target.resolve().is_relative_to(Path(source).resolve()):
+        raise OpenRefusedError("foreign", f"{target} lies in {source}: a repair makes a copy beside it")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise OpenRefusedError("foreign", f"{target} is not empty: a repair makes a new copy")
     with ExitStack() as undo:
         _claim(source, identity, undo)
         try:
-            if not logs.holds_data(logs.census(source)):
+            if not any(map(logs.is_ours, logs.census(source))):
                 raise OpenRefusedError("missing", f"{source} holds no database")
             _lock(source, undo)
             target.mkdir(mode=0o700, exist_ok=True)
             dropped_bytes = _copy(Path(source), target)
             scratch = undo.enter_context(tempfile.TemporaryDirectory(dir=target.parent, prefix=f"{target.name}."))
-            _copy_links(target, Path(scratch))
+            _link(target, Path(scratch))
         except OSError as error:
             raise _unreadable(source, error) from error
-        before, after, revived, revived_keys = _in_child(source, str(target), scratch)
-    return Repaired(str(target), before, after, revived, revived_keys, dropped_bytes)
+        return _in_child(source, str(target), scratch, dropped_bytes)
+
+
+def _copy(source: Path, target: Path) -> int:
+    """Copy what is LevelDB's, and of each log its whole batches; return the bytes of logs left behind."""
+    dropped_bytes = 0
+    for name in filter(logs.is_ours, sorted(os.listdir(source))):  # noqa: PTH208 - names are what is wanted
+        batches: list[bytes] = []
+        if name.endswith(".log"):
+            found = logs.survey(str(source / name), record_bytes_min=logs.BATCH_BYTES_MIN, keep=batches)
+            if found.bad_at is not None:
+                whole = logs.encode(batches)
+                (target / name).write_bytes(whole)
+                dropped_bytes += max(0, found.size_bytes - len(whole))
+                continue
+        shutil.copyfile(source / name, target / name)
+    return dropped_bytes
+
+
+def _link(copy: Path, scratch: Path) -> None:
+    """
+    Fill the directory in which the child reads the state before the repair; a lost CURRENT names the newest MANIFEST.
+
+    Hard links are enough, for LevelDB never writes into a file it finds.
+    """
+    manifests = []
+    for name in filter(logs.is_ours, sorted(os.listdir(copy))):  # noqa: PTH208
+        (scratch / name).hardlink_to(copy / name)
+        if name.startswith("MANIFEST-"):
+            manifests.append((int(name.partition("-")[2]), name))
+    if manifests and not (scratch / "CURRENT").exists():
+        (scratch / "CURRENT").write_text(f"{max(manifests)[1]}\n", "ascii")
+
+
+def _in_child(source: str, copy: str, scratch: str, dropped_bytes: int) -> Repaired:
+    spawn = multiprocessing.get_context("spawn")
+    ours, theirs = spawn.Pipe(duplex=False)
+    child = spawn.Process(target=_repair_here, args=(copy, scratch, theirs), name="dbmd-repair")
+    child.start()
+    theirs.close()
+    try:
+        told = json.loads(ours.recv_bytes())
+    except EOFError:
+        told = {"error": "the repair died"}
+    finally:
+        ours.close()
+        child.join()
+    if "error" in told:
+        raise OpenRefusedError("damaged", f"{source} cannot be repaired: {told['error']} (exit code {child.exitcode})")
+    before, after = (
+        None if counts is None else {bytes.fromhex(first): count for first, count in counts.items()}
+        for counts in (told["before"], told["after"])
+    )
+    keys = tuple(bytes.fromhex(key) for key in told["revived_keys"])
+    return Repaired(copy, before, after or {}, told["revived"], keys, dropped_bytes)
+
+
+def _repair_here(copy: str, scratch: str, answer: Connection) -> None:
+    """Repair ``copy`` and compare it with ``scratch``; what is told is JSON, for the files may be hostile."""
+    told: dict[str, Any]
+    try:
+        # Strict, because only then does it look at the checksums of tables.
+        plyvel.repair_db(os.fsencode(copy), paranoid_checks=True, compression=None)
+        with closing(plyvel.DB(os.fsencode(copy), compression=None)) as after:
+            told = {"before": None, "after": _counts(after), "revived": None, "revived_keys": []}
+            with suppress(plyvel.Error), closing(plyvel.DB(os.fsencode(scratch), compression=None)) as before:
+                told["before"] = _counts(before)
+                revived = _missing(_keys(before), _keys(after))
+                told["revived_keys"] = [key.hex() for key in itertools.islice(revived, REVIVED_KEYS_MAX)]
+                told["revived"] = len(told["revived_keys"]) + sum(1 for _ in revived)
+    except plyvel.Error as error:
+        told = {"error": _said(error)}
+    answer.send_bytes(json.dumps(told).encode())
+
+
+def _keys(database: Any) -> Iterator[bytes]:  # noqa: ANN401
+    keys: Iterator[bytes] = database.iterator(include_value=False, fill_cache=False)
+    return keys
+
+
+def _counts(database: Any) -> dict[str, int]:  # noqa: ANN401
+    return dict(Counter(key[:1].hex() for key in _keys(database)))
+
+
+def _missing(known: Iterator[bytes], keys: Iterator[bytes]) -> Iterator[bytes]:
+    """Yield those of ``keys`` that are not ``known``; both are in order."""
+    newest = next(known, None)
+    for key in keys:
+        while newest is not None and newest < key:
+            newest = next(known, None)
+        if newest != key:
+            yield key

@@ -185,7 +185,7 @@ def survey(path: str, *, record_bytes_min: int = 0, keep: list[bytes] | None = N
     """
     state = _Surveyor(record_bytes_min, keep)
     offset = 0
-    for offset, kind, payload in fragments(path):  # noqa: B007 - the last one is wanted behind the loop
+    for offset, kind, payload in fragments(path):
         if kind in (FULL, FIRST):
             state.begin(offset)
         if kind in (BAD, CUT) or state.begun_at is None:
@@ -278,11 +278,16 @@ def damaged(path: str, what: str) -> OpenRefusedError:
     )
 
 
+def is_ours(name: str) -> bool:
+    """Say whether a file of this name is part of a LevelDB's state."""
+    return name == "CURRENT" or _DATA_FILE.fullmatch(name) is not None
+
+
 def census(path: str) -> dict[str, int]:
     """Return file name -> bytes of the directory, or refuse one that was never LevelDB's."""
     with os.scandir(path) as entries:
         sizes = {entry.name: entry.stat(follow_symlinks=False).st_size for entry in entries}
-    if "CURRENT" not in sizes and not any(map(_DATA_FILE.fullmatch, sizes)):
+    if not any(map(is_ours, sizes)):
         for name in sorted(sizes):
             if not _LITTER.fullmatch(name):
                 raise OpenRefusedError("foreign", f"{path} is not a database: it holds {name!r} and no LevelDB")
@@ -337,7 +342,7 @@ def inspect(path: str) -> Inspection:
     """
     sizes = census(path)
     if "CURRENT" not in sizes:
-        evidence = sorted(filter(_DATA_FILE.fullmatch, sizes))
+        evidence = sorted(filter(is_ours, sizes))
         if evidence and not _creation_was_cut(path, evidence):
             raise damaged(path, f"it holds {evidence[0]}, but its CURRENT is missing")
         return Inspection(fresh=True, torn_bytes=0)
