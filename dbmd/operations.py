@@ -45,8 +45,18 @@ class Channel(Protocol):
     def pages(self, operation: Operation, arguments: tuple[object, ...], *, again: bool) -> Iterator[Received | None]:
         """Carry a scan; with ``again`` a lost snapshot starts it anew, which a ``None`` says."""
 
+    @property
+    def closed(self) -> bool:
+        """Say whether it was closed."""
+
     def check_open(self) -> None:
         """Raise ``RuntimeError`` once closed."""
+
+    def outcome(self, identity: str) -> tuple[str, Any]:
+        """Settle an identity."""
+
+    def close(self) -> None:
+        """Close; a second call is fine."""
 
     def refuse(self, operation: Operation, result: Result) -> Exception:
         """Return the exception for a refusal that the caller must see."""

@@ -240,6 +240,11 @@ class Received:
         """Return which segment of the scan this page is of."""
         return self._page.segment
 
+    @property
+    def count(self) -> int:
+        """Return how many records this page holds."""
+        return self._page.count
+
     def keys(self) -> list[bytes]:
         """Return the whole keys."""
         keys = self._page.keys

@@ -27,7 +27,7 @@ SOCKET_BYTES_MAX = 107
 SOCKET_SUFFIXES = (".sock", ".sock.points", ".sock.scans")
 STEM_BYTES_USUAL = 21
 """Two numbers of 32 bits; a file system with longer inodes is refused only if its own paths do not fit."""
-_FILE_NAME = re.compile(r"(\d+-\d+)\.(json|sock|sock\.points|sock\.scans|serving|users|turn|managed|log)")
+_FILE_NAME = re.compile(r"(\d+-\d+)\.(json|sock|sock\.points|sock\.scans|opening|serving|users|turn|managed|log)")
 
 
 class RendezvousError(Exception):
@@ -65,6 +65,11 @@ class Place:
     def serving_path(self) -> str:
         """The lock a daemon holds while it lives; inside: its pid, then the directory's path."""
         return self.path(".serving")
+
+    @property
+    def opening_path(self) -> str:
+        """The lock a daemon shares while it opens the database, before it can serve."""
+        return self.path(".opening")
 
     @property
     def users_path(self) -> str:

@@ -3,13 +3,13 @@ How daemons and clients of one host find each other: runtime folders, entries an
 
 A database is known by its directory's device and inode, not its path: ``D-I`` is the stem of
 its files in a runtime folder (``dbmd.places``). ``.json`` is the entry, replaced by rename; ``.sock`` and its
-siblings are the sockets; ``.serving`` is flocked exclusively by the daemon for its whole life;
-``.users`` is flocked shared by each process that opened by path, and exclusively by a leaving
+siblings are the sockets; ``.opening`` is flocked by a daemon that opens the database, which may
+have to recover it first; ``.serving`` is flocked exclusively by the daemon for its whole life; ``.users`` is flocked shared by each process that opened by path, and exclusively by a leaving
 daemon; ``.turn`` is flocked by one opener or closer at a time; ``.managed`` forbids starts on
 demand; ``.log`` is what a daemon started on demand prints. The laws:
 
 1. Liveness is the flock on ``.serving``, which the kernel drops, never a pid, which is used again.
-2. A daemon takes LOCK of the database, then ``.serving``, then binds, then publishes its entry. It withdraws the
+2. A daemon announces itself, takes LOCK of the database, then ``.serving``, then binds, then publishes its entry. It withdraws the
    entry first and drops ``.serving`` last, when LOCK is free: that is what closers and openers wait for.
 3. Only a leaving daemon keeps ``.users`` exclusively, and it never waits for ``.turn``: whoever has the turn may wait.
 4. A lock file is unlinked only under all locks of its stem; who takes a lock checks that the path still leads to it.
@@ -49,6 +49,8 @@ __all__ = [
     "Serving",
     "UsersLock",
     "alive",
+    "announce",
+    "announced",
     "claim_endpoint",
     "daemon_folder",
     "everyone",
@@ -113,14 +115,34 @@ class UsersLock(FileLock):
         self.wait(fcntl.LOCK_EX)
 
 
+def announce(place: Place, *, wait_s: float = 1.0) -> FileLock:
+    """
+    Say that a daemon is about to open the database, before it does; release the lock once it is published.
+
+    Without it, openers whose starter died or lost patience take a recovery for a stranger that holds LOCK.
+    """
+    lock = FileLock(place.opening_path)
+    lock.take(fcntl.LOCK_SH, time.monotonic() + wait_s)  # in vain only if a probe is frozen: then do without
+    return lock
+
+
+def announced(place: Place) -> bool:
+    """Say whether a daemon is opening the database."""
+    return _locked(place.opening_path, fcntl.LOCK_EX)
+
+
 def alive(place: Place) -> bool:
     """Say whether a daemon holds ``place``; a claim that meets this probe tries again."""
+    return _locked(place.serving_path, fcntl.LOCK_SH)
+
+
+def _locked(path: str, kind: int) -> bool:
     try:
-        descriptor = os.open(place.serving_path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:
         return False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     finally:
@@ -314,13 +336,22 @@ def sweep(folder: str) -> None:
         with suppress(OSError), ExitStack() as stack:
             if not _gone(place):
                 continue
-            for path in (place.turn_path, place.users_path, place.serving_path):
+            for path in (place.turn_path, place.users_path, place.opening_path, place.serving_path):
                 lock = FileLock(path)
                 stack.callback(lock.release)
                 if not lock.take(fcntl.LOCK_EX):
                     break
             else:
-                for suffix in (".json", *SOCKET_SUFFIXES, ".managed", ".log", ".serving", ".users", ".turn"):
+                for suffix in (
+                    ".json",
+                    *SOCKET_SUFFIXES,
+                    ".managed",
+                    ".log",
+                    ".serving",
+                    ".opening",
+                    ".users",
+                    ".turn",
+                ):
                     with suppress(FileNotFoundError):
                         Path(place.path(suffix)).unlink()
 

@@ -33,7 +33,7 @@ SCHEMES = ("ipc://", "tcp://")
 CLOSING_TURN_S = 3.0
 """A closer waits so long for its turn, then goes on without: the turn only keeps it from meeting a new daemon."""
 HELD_GRACE_S = 0.3
-"""A daemon that somebody else starts holds LOCK for so long before it can be seen, unless it has to recover."""
+"""A daemon that somebody else has just started shows itself within this time."""
 
 
 class Opening:
@@ -165,7 +165,7 @@ class Opening:
             users.release()
 
     def _somebody_lives(self) -> bool:
-        return any(rendezvous.alive(each) for each in rendezvous.places(self._path))
+        return any(rendezvous.alive(each) or rendezvous.announced(each) for each in rendezvous.places(self._path))
 
     def _appears(self, deadline: float) -> bool:
         """Wait a little for the daemon that holds LOCK to show itself, as one started from another folder would."""

@@ -1,0 +1,478 @@
+"""
+What carries a database's operations to its daemon: sessions, tags and pages over three links.
+
+Commands go through ``session.py`` to the writer and are repeated until they have an outcome or
+their deadline has passed; queries go to the readers and are simply asked again; a scan that is
+cut is lost. Every way to end is one of ``errors.py``.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import sys
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from dbmd import protocol
+from dbmd.identities import shown
+from dbmd.limits import Limits
+from dbmd.operations import Result
+from dbmd.paging import Received
+from dbmd.protocol import (
+    Answers,
+    Cancel,
+    Code,
+    Credit,
+    Error,
+    Goodbye,
+    Outcome,
+    Page,
+    Queries,
+    Query,
+    Replies,
+    ScanRequest,
+    Settle,
+    Settled,
+)
+from dbmd.session import Call, Session
+from dbmd.verbs import RefusedError as Refused
+from dbmd.verbs import Scan
+from dbmd_client import errors
+from dbmd_client.link import Link, Waiter, now_ms
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from dbmd.operations import Operation
+    from dbmd.protocol import Message, Welcome
+    from dbmd_client.opening import Opening
+
+OVERDUE_MS = 1_000  # a reply that takes longer may be lost: the command is sent again, ever more rarely
+CHECKED_BYTES = 512  # bodies longer than this are checked against the limits before they are sent
+FRAME_OVERHEAD_BYTES = 4_096  # room for what surrounds the bodies in one frame
+
+
+def _new_id() -> bytes:
+    return secrets.token_bytes(protocol.CLIENT_ID_BYTES)
+
+
+def describe_process() -> str:
+    """Say who this process is, for the daemon's list of clients."""
+    name = os.path.basename(sys.argv[0] or sys.executable)  # noqa: PTH119 - a name, not a path
+    return f"{name} (pid {os.getpid()} on {socket.gethostname()})"[:200]
+
+
+class Commands:
+    """The writer's traffic: one session, and the callers that wait for room in its window."""
+
+    def __init__(self) -> None:
+        self.session = Session(_new_id)
+        self.queue: deque[tuple[bytes, int, Waiter]] = deque()
+        self.asked: dict[int, tuple[Settle, Waiter]] = {}
+        self._due: deque[Settle] = deque()
+        self._bytes_max = 0
+        self.begun: dict[Waiter, Call] = {}
+
+    def ask(self, settle: Settle, waiter: Waiter) -> None:
+        """Have an identity settled."""
+        self.asked[settle.tag] = (settle, waiter)
+        self._due.append(settle)
+
+    def outgoing(self, now: int) -> Iterable[bytes]:
+        """Yield the frames that are due."""
+        while self.queue:
+            body, deadline_ms, waiter = self.queue[0]
+            call = self.session.begin(body, deadline_ms, waiter)
+            if call is None:
+                break
+            self.begun[waiter] = call
+            self.queue.popleft()
+        while (frame := self.session.frame(now, self._bytes_max)) is not None:
+            yield protocol.encode(frame)
+        while self._due:
+            yield protocol.encode(self._due.popleft())
+
+    def incoming(self, message: Message, body: Any) -> None:  # noqa: ANN401, ARG002 - commands have no second frame
+        """Settle the calls that replies are for."""
+        if isinstance(message, Replies):
+            for reply in message.replies:
+                call = self.session.reply(message.client, reply)
+                if call is not None:
+                    self.begun.pop(call.waiter, None)
+                    call.waiter.finish(call)
+        elif isinstance(message, Settled) and message.tag in self.asked:
+            self.asked.pop(message.tag)[1].finish(message)
+
+    def greeted(self, welcome: Welcome, now: int) -> None:
+        """Send again what the old connection carried."""
+        self._bytes_max = Limits.told(welcome.limits).message_bytes_max - FRAME_OVERHEAD_BYTES
+        self.session.greeted(welcome, now)
+        self._due = deque(settle for settle, _ in self.asked.values())
+
+    def overdue(self, now: int) -> None:
+        """Send again what has waited too long."""
+        self.session.overdue(now, OVERDUE_MS)
+
+
+class Asked:
+    """A reader's traffic: queries and scans by tag."""
+
+    def __init__(self) -> None:
+        self.queries: dict[int, tuple[Query, Waiter]] = {}
+        self.scans: dict[int, Pages] = {}
+        self._due: dict[int, Query] = {}
+        self._scans_due: deque[ScanRequest] = deque()
+        self._tag = 0
+        self._sent_ms = 0
+        self._offset_ms = 0
+
+    def query(self, body: bytes, deadline_ms: int, waiter: Waiter) -> int:
+        """Ask, under a new tag."""
+        self._tag += 1
+        query = Query(self._tag, deadline_ms, body)
+        self.queries[self._tag] = (query, waiter)
+        self._due[self._tag] = query
+        return self._tag
+
+    def scan(self, body: bytes, deadline_ms: int, credit: int) -> Pages:
+        """Open a scan, under a new tag."""
+        self._tag += 1
+        pages = self.scans[self._tag] = Pages(self._tag)
+        self._scans_due.append(ScanRequest(self._tag, deadline_ms, credit, body))
+        return pages
+
+    def outgoing(self, now: int) -> Iterable[bytes]:
+        """Yield the frames that are due; deadlines travel in the daemon's clock."""
+        if self._due:
+            self._sent_ms = now
+            due = [query._replace(deadline_ms=max(0, query.deadline_ms + self._offset_ms)) for query in self._due.values()]
+            self._due.clear()
+            yield protocol.encode(Queries(due))
+        while self._scans_due:
+            scan = self._scans_due.popleft()
+            yield protocol.encode(scan._replace(deadline_ms=max(0, scan.deadline_ms + self._offset_ms)))
+
+    def incoming(self, message: Message, body: Any) -> None:  # noqa: ANN401 - a page's second frame
+        """Give answers and pages to whoever asked."""
+        if isinstance(message, Answers):
+            for answer in message.answers:
+                if answer.tag in self.queries:
+                    self.queries.pop(answer.tag)[1].finish(answer)
+                elif answer.tag in self.scans:
+                    self.scans.pop(answer.tag).add(answer, None)
+        elif isinstance(message, Page) and message.tag in self.scans:
+            self.scans[message.tag].add(message, body)
+            if message.last:
+                del self.scans[message.tag]
+
+    def greeted(self, welcome: Welcome, now: int) -> None:
+        """Ask again what the old connection carried; its scans are lost."""
+        self._offset_ms = welcome.clock_ms - now
+        self._due = {tag: query for tag, (query, _) in self.queries.items()}
+        unsent = {scan.tag for scan in self._scans_due}
+        for tag in [tag for tag in self.scans if tag not in unsent]:
+            lost = protocol.Answer(tag, Outcome.FAILED, (str(Code.SNAPSHOT), "the connection to the daemon was lost"))
+            self.scans.pop(tag).add(lost, None)
+
+    def overdue(self, now: int) -> None:
+        """Ask again what has waited too long: a query changes nothing."""
+        if self.queries and now - self._sent_ms > OVERDUE_MS:
+            self._due = {tag: query for tag, (query, _) in self.queries.items()}
+
+
+class Pages:
+    """What has come of one scan and is not yet taken."""
+
+    def __init__(self, tag: int) -> None:
+        self.tag = tag
+        self.waiter = Waiter()
+        self.come: deque[tuple[Any, Any]] = deque()
+
+    def add(self, message: Any, body: Any) -> None:  # noqa: ANN401
+        """Queue a page, or the answer that ends it; credit bounds how many there can be."""
+        self.come.append((message, body))
+        self.waiter.finish(None)
+
+
+class Channel:
+    """One client object's way to its daemon, in one process."""
+
+    def __init__(self, opening: Opening, timeout_s: float) -> None:
+        """Connect and exchange hellos; raises ``OpenError`` within the timeout."""
+        self.timeout_s = timeout_s
+        self._opening = opening
+        self._closed = False
+        self._pid = os.getpid()
+        self._build(now_ms() + int(timeout_s * 1000))
+
+    def _build(self, deadline_ms: int) -> None:
+        process = describe_process()
+        self._commands, self._points, self._scans = Commands(), Asked(), Asked()
+        client = self._commands.session.client
+        self._writer = Link(self._opening.endpoint, client, process, self._commands)
+        hello = Waiter()
+        while self._writer.welcome is None:
+            if self._writer.wait(hello, min(deadline_ms, now_ms() + 20)):
+                break
+            if self._writer.refusal is not None or now_ms() >= deadline_ms:
+                self._unreachable()
+            self._look_after(self._writer, deadline_ms)
+        welcome = self._writer.welcome
+        if welcome is None:
+            self._unreachable()
+        self._tell(welcome)
+        self._links = {
+            "writer": self._writer,
+            "points": Link(self._sibling("points"), client, process, self._points),
+            "scans": Link(self._sibling("scans"), client, process, self._scans, zero_copy=True),
+        }
+
+    def _unreachable(self) -> NoReturn:
+        refusal = self._writer.refusal
+        self._writer.close()
+        if refusal is not None:
+            raise errors.OpenError(refusal.code, f"{self._opening.endpoint} refused this client: {refusal.text}")
+        message = f"no daemon answered at {self._opening.endpoint} within {self.timeout_s:g} s"
+        raise errors.OpenError("unreachable", message)
+
+    def _tell(self, welcome: Welcome) -> None:
+        self.limits = Limits.told(welcome.limits)
+        self._welcome = welcome
+
+    def _sibling(self, role: str) -> str:
+        """Return another actor's endpoint: the host or folder is the one that this client dialled."""
+        name, endpoint = self._welcome.endpoints[role], self._opening.endpoint
+        if endpoint.startswith("ipc://"):
+            return f"{endpoint.rpartition('/')[0]}/{name}"
+        return f"{endpoint.rpartition(':')[0]}:{name}"
+
+    # --- For the operations ---
+
+    def check_open(self) -> None:
+        """Raise ``RuntimeError`` once closed; after a ``fork``, make this process's own links."""
+        if self._closed:
+            message = "the database is closed"
+            raise RuntimeError(message)
+        if self._pid != os.getpid():
+            self._after_fork()
+
+    @property
+    def closed(self) -> bool:
+        """Say whether ``close`` was called."""
+        return self._closed
+
+    @property
+    def endpoint(self) -> str:
+        """Return the address this database is reached at."""
+        return self._opening.endpoint
+
+    def request(self, operation: Operation, arguments: tuple[object, ...]) -> Result:
+        """Carry one command or query to its end; raises one of ``errors.py``."""
+        deadline_ms = now_ms() + int(self.timeout_s * 1000)
+        body = self._body(operation, arguments)
+        if operation.writes:
+            return self._command(operation, body, deadline_ms)
+        return self._query(operation, body, deadline_ms)
+
+    def _body(self, operation: Operation, arguments: tuple[object, ...]) -> bytes:
+        """Pack a request; what would be over a limit is refused here, by the check the daemon makes."""
+        body = protocol.pack_body(operation.name, arguments)
+        if len(body) > CHECKED_BYTES:
+            try:
+                operation.verb.effect(arguments, self.limits)
+                room = self.limits.message_bytes_max - FRAME_OVERHEAD_BYTES
+                if len(body) > room:
+                    text = f"message_bytes_max leaves {room} bytes for a request, this one has {len(body)}"
+                    raise Refused(Code.LIMIT, text)
+            except Refused as error:
+                raise _refusal(f"{operation.name}: {error.text}", error.code) from None
+        return body
+
+    def refuse(self, operation: Operation, result: Result) -> Exception:
+        """Return the exception for a refusal that the caller must see."""
+        code, text = result.payload
+        return _refusal(f"{operation.name} at {self.endpoint}: {text}", code)
+
+    def _command(self, operation: Operation, body: bytes, deadline_ms: int) -> Result:
+        commands, link = self._commands, self._writer
+        waiter = Waiter()
+        with link.lock:
+            if commands.session.renew(now_ms()):
+                link.greet_again(commands.session.client)
+            commands.queue.append((body, deadline_ms, waiter))
+        settled = self._await(link, waiter, deadline_ms)
+        where = f"{operation.name} at {self.endpoint}"
+        if settled and isinstance(waiter.value, Call):
+            return self._ended(where, waiter.value)
+        with link.lock:
+            call = commands.begun.pop(waiter, None)
+            if call is None:
+                commands.queue = deque(entry for entry in commands.queue if entry[2] is not waiter)
+                unsent = True
+            else:
+                unsent = commands.session.give_up(call)
+            session = commands.session
+            identity = "" if call is None else f"{session.client.hex()}.{session.birth}.{call.number}"
+        why = waiter.value.text if settled else f"no final answer within {self.timeout_s:g} s"
+        if unsent:
+            raise errors.DeadlineError(f"{where}: {why}; it was never sent, so it did not happen", Code.DEADLINE)
+        raise errors.UnknownOutcomeError(f"{where}: {why}; it may have happened: outcome({identity!r}) settles it", identity)
+
+    def _ended(self, where: str, call: Call) -> Result:
+        reply = call.reply
+        assert reply is not None  # noqa: S101 - a settled call has one
+        client = self._commands.session.client
+        identity = f"{shown(client)}-{call.number}"
+        if reply.outcome in (Outcome.DONE, Outcome.REFUSED):
+            return Result(Outcome(reply.outcome), reply.payload, identity)
+        code, text = reply.payload
+        if reply.outcome == Outcome.EXPIRED and call.attempt > 1:
+            message = f"{where}: {text}; it may have happened, and nobody knows any more"
+            raise errors.UnknownOutcomeError(message, f"{client.hex()}.{self._commands.session.birth}.{call.number}")
+        raise _failure(f"{where}: {text}; it did not happen", code)
+
+    def _query(self, operation: Operation, body: bytes, deadline_ms: int) -> Result:
+        role = operation.verb.role
+        link, asked = self._links[role], self._points if role == "points" else self._scans
+        waiter = Waiter()
+        with link.lock:
+            tag = asked.query(body, deadline_ms, waiter)
+        settled = self._await(link, waiter, deadline_ms)
+        where = f"{operation.name} at {self.endpoint}"
+        if not settled or isinstance(waiter.value, Error):
+            with link.lock:
+                asked.queries.pop(tag, None)
+            why = waiter.value.text if settled else f"no answer within {self.timeout_s:g} s"
+            raise errors.DeadlineError(f"{where}: {why}; nothing was changed", Code.DEADLINE)
+        identity = f"{shown(self._commands.session.client)}-q{tag}"
+        answer = waiter.value
+        if answer.outcome in (Outcome.DONE, Outcome.REFUSED):
+            return Result(Outcome(answer.outcome), answer.payload, identity)
+        code, text = answer.payload
+        raise _failure(f"{where}: {text}", code)
+
+    def pages(self, operation: Operation, arguments: tuple[object, ...], *, again: bool) -> Iterator[Received | None]:
+        """Carry a scan; with ``again`` a lost snapshot starts it anew within the deadline, which a ``None`` says."""
+        deadline_ms = now_ms() + int(self.timeout_s * 1000)
+        while True:
+            try:
+                yield from self._scan(operation, arguments, deadline_ms if again else None)
+            except errors.SnapshotLostError:
+                if not again or now_ms() >= deadline_ms:
+                    raise
+                yield None
+            else:
+                return
+
+    def _scan(self, operation: Operation, arguments: tuple[object, ...], deadline_ms: int | None) -> Iterator[Received]:
+        """Yield one snapshot's pages; without a deadline for the whole, each page has its own."""
+        effect = operation.verb.effect(arguments, self.limits)
+        assert isinstance(effect, Scan)  # noqa: S101 - the declaration says so
+        link, asked = self._links["scans"], self._scans
+        until_ms = deadline_ms or now_ms() + int(self.timeout_s * 1000)
+        with link.lock:
+            pages = asked.scan(self._body(operation, arguments), until_ms, self.limits.page_credit_max)
+        where = f"{operation.name} at {self.endpoint}"
+        try:
+            while True:
+                if not pages.come and not self._await(link, pages.waiter, until_ms) and not pages.come:
+                    raise errors.DeadlineError(f"{where}: no page within {self.timeout_s:g} s", Code.DEADLINE)
+                with link.lock:
+                    if not pages.come:
+                        raise errors.SnapshotLostError(f"{where}: {pages.waiter.value.text}")
+                    message, body = pages.come.popleft()
+                    if not pages.come:
+                        pages.waiter = Waiter()
+                    if isinstance(message, Page) and not message.last:
+                        link.post(protocol.encode(Credit(pages.tag, 1)))
+                if not isinstance(message, Page):
+                    raise _failure(f"{where}: {message.payload[1]}", message.payload[0])
+                yield Received(message, body, effect.segments[message.segment])
+                if message.last:
+                    return
+                if deadline_ms is None:
+                    until_ms = now_ms() + int(self.timeout_s * 1000)
+        finally:
+            with link.lock:
+                if asked.scans.pop(pages.tag, None) is not None:
+                    link.post(protocol.encode(Cancel(pages.tag)))
+
+    def outcome(self, identity: str) -> tuple[str, Any]:
+        """Settle an identity: ``("applied", result)``, ``("refused" or "not applied", text)`` or ``("expired", text)``."""
+        self.check_open()
+        client, birth, number = identity.split(".")
+        commands, link = self._commands, self._writer
+        deadline_ms = now_ms() + int(self.timeout_s * 1000)
+        waiter = Waiter()
+        settle = Settle(secrets.randbits(48), bytes.fromhex(client), int(birth), int(number))
+        with link.lock:
+            if settle.client == commands.session.client:
+                late = commands.session.settle(settle.number)
+                if late is not None:
+                    return _told(late.outcome, late.payload)
+            commands.ask(settle, waiter)
+        settled = self._await(link, waiter, deadline_ms)
+        if settled and isinstance(waiter.value, Settled):
+            return _told(waiter.value.outcome, waiter.value.payload)
+        with link.lock:
+            commands.asked.pop(settle.tag, None)
+        message = f"outcome at {self.endpoint}: no answer within {self.timeout_s:g} s; ask again"
+        raise errors.UnknownOutcomeError(message, identity)
+
+    # --- Keeping the links alive ---
+
+    def _await(self, link: Link, waiter: Waiter, deadline_ms: int) -> bool:
+        while not link.wait(waiter, deadline_ms):
+            if now_ms() >= deadline_ms:
+                return waiter.done
+            self._look_after(link, deadline_ms)
+        return True
+
+    def _look_after(self, link: Link, deadline_ms: int) -> None:
+        """A daemon is silent: opened by path, find or start another when it is gone."""
+        if self._opening.still_served():
+            return
+        endpoint = self._opening.reopen(time.monotonic() + (deadline_ms - now_ms()) / 1000)
+        link.reset(endpoint if link is self._writer else None)
+
+    def _after_fork(self) -> None:
+        """Leave the parent's sockets, locks and numbers alone, and make our own."""
+        _PARENTS.append((self._commands, self._points, self._scans, self._links, self._writer))
+        self._pid = os.getpid()
+        self._opening.after_fork()
+        self._build(now_ms() + int(self.timeout_s * 1000))
+
+    def close(self) -> None:
+        """Give up the identity, close the links and leave the daemon; a second call is fine."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._pid == os.getpid():
+            with self._writer.lock:
+                self._writer.post(protocol.encode(Goodbye(self._commands.session.client)))
+            for link in self._links.values():
+                link.close()
+        self._opening.close(time.monotonic() + self.timeout_s)
+
+
+_PARENTS: list[Any] = []  # what a forked child must neither use nor close
+
+
+def _told(outcome: int, payload: Any) -> tuple[str, Any]:  # noqa: ANN401
+    words = {Outcome.DONE: "applied", Outcome.REFUSED: "refused", Outcome.FAILED: "not applied", Outcome.EXPIRED: "expired"}
+    return words[Outcome(outcome)], payload if outcome == Outcome.DONE else payload[1]
+
+
+def _refusal(message: str, code: str) -> errors.RefusedError:
+    kinds = {Code.LIMIT: errors.LimitError, Code.CORRUPT: errors.StoredValueError}
+    return kinds.get(Code(code), errors.RefusedError)(message, code)
+
+
+def _failure(message: str, code: str) -> errors.DbmdError:
+    if code == Code.SNAPSHOT:
+        return errors.SnapshotLostError(message)
+    kinds = {Code.BUSY: errors.BusyError, Code.WINDOW: errors.BusyError, Code.DISK: errors.DiskFullError, Code.DEADLINE: errors.DeadlineError}
+    return kinds.get(Code(code), errors.FailedError)(message, code)

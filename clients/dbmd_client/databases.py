@@ -1,0 +1,105 @@
+"""The databases: the operations' mixins plus a channel, and no method of the specification has its body here."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any, Self
+
+import structlog
+
+from dbmd.operations import AdministrationOperations, AppointmentOperations, EntryOperations, Operations
+from dbmd_client.channel import Channel
+from dbmd_client.handle import Handle
+from dbmd_client.opening import Opening
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from dbmd.operations import Channel as Carrier
+
+TIMEOUT_S = 30.0
+
+
+class Database(Operations):
+    """
+    A database served by dbmd, opened by its directory or by its daemon's address (``ipc://``, ``tcp://``).
+
+    A directory's daemon is found, or started where the ``server`` extra is installed. Every call ends within
+    ``timeout_s``, in a result or in one of ``dbmd_client.errors``. The object may be used by many threads
+    at once, and goes on working in a forked or spawned process.
+    """
+
+    _channel: Carrier
+
+    def __init__(self, db_path: str, *, timeout_s: float = TIMEOUT_S, logger: Any = None) -> None:  # noqa: ANN401
+        """Open; raises ``ValueError`` for a path that is not ``str``, ``OpenError`` (a ``plyvel.Error``) otherwise."""
+        if not isinstance(db_path, str):
+            message = f"db_path must be str, not {type(db_path).__name__}"
+            raise ValueError(message)  # noqa: TRY004 - the specification's word
+        if timeout_s <= 0:
+            message = f"timeout_s must be above 0, not {timeout_s!r}"
+            raise ValueError(message)
+        self._opened = (db_path, timeout_s)
+        self.logger = logger or structlog.get_logger(component=type(self).__name__)
+        opening = Opening.resolve(db_path, time.monotonic() + timeout_s)
+        try:
+            self._channel = Channel(opening, timeout_s)
+        except BaseException:
+            opening.close(time.monotonic() + timeout_s)
+            raise
+
+    @classmethod
+    def over(cls, channel: Carrier, logger: Any = None) -> Self:  # noqa: ANN401
+        """Return a database over a channel that is already there."""
+        database = cls.__new__(cls)
+        database._channel = channel
+        database.logger = logger or structlog.get_logger(component=cls.__name__)
+        return database
+
+    @property
+    def db(self) -> Handle:
+        """Return the plyvel-shaped handle: bytes in, bytes out."""
+        return Handle(self._channel)
+
+    def outcome(self, identity: str) -> tuple[str, Any]:
+        """
+        Settle what an ``UnknownOutcomeError`` left open, by its ``identity``.
+
+        Returns ``("applied", result)``, ``("refused", why)``, ``("not applied", why)``, which is then final, or
+        ``("expired", why)``.
+        """
+        return self._channel.outcome(identity)
+
+    def close(self) -> None:
+        """Close; returns when closed, and a second call is fine."""
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        """Return the database itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close, whatever happened."""
+        self.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Open again where this object arrives: a spawned process has its own connection."""
+        return _open, (type(self), *self._opened)
+
+
+def _open(kind: type[Database], db_path: str, timeout_s: float) -> Database:
+    return kind(db_path, timeout_s=timeout_s)
+
+
+class DBManager(Database, EntryOperations):
+    """Entries of any keyspace: create, load, delete."""
+
+
+class AppointmentsDBM(DBManager, AppointmentOperations):
+    """The appointments database of a tower."""
+
+
+class Administration(Database, AdministrationOperations):
+    """What the people who run a daemon ask of it."""

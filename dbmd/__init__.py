@@ -1,0 +1,22 @@
+"""
+dbmd owns one LevelDB and lets many processes share it over ZeroMQ: acknowledged means kept.
+
+Pure rooms, which read no clock and do no I/O:
+
+- ``limits``: every limit both sides share; ``storage``: what is asked of a store, and a memory store.
+- ``values``: JSON, exactly; ``protocol``: the wire; ``verbs``: the kinds of effect, and the keyspaces.
+- ``operations``: THE registry, one declaration per operation.
+- ``identities``: known, admitted, barred, expired; ``session``: the client's half of that.
+- ``commit``: group commit as a state machine; ``paging``: a snapshot cut into pages under credit.
+
+Rooms with windows:
+
+- ``engines``: LevelDB, and the reading of its logs before it is opened.
+- ``actors``: the writer, and the readers (points, scans): a thread, a ROUTER and a loop each.
+- ``config``, ``log``; ``places``, ``flocks``, ``rendezvous``: how client and daemon find each other.
+- ``daemon``: the composition root; ``cli`` and ``__main__``: arguments, no logic.
+
+A command walks: operation, verb encodes, session, DEALER | writer drains its ROUTER, admits, one batch
+and one sync per group, replies, log lines | returns. A query walks: the same to a reader, which answers
+from the store as it is, or opens a snapshot and sends pages under credit until its end.
+"""

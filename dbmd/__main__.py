@@ -1,0 +1,18 @@
+"""``python -m dbmd``, and the console command: where the ``server`` extra is missing, it says so."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        from dbmd.cli import main as command_line  # noqa: PLC0415 - the extra may be missing
+    except ImportError as error:
+        sys.exit(f"dbmd: {error}: the daemon and its tools need the extra: pip install 'dbmd[server]'")
+    command_line(prog_name="dbmd")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,210 @@
+"""
+One thread, one mailbox (a ROUTER), one loop: start, stop, join.
+
+What every actor does alike lives here: greeting peers, refusing who did not say hello to this
+run, answering what cannot be taken with an error that names why, and sending without ever waiting.
+ROUTER drops silently unless told to speak, so every reply may be lost: it is counted, and given again on repeat.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import Counter, OrderedDict
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import zmq
+
+from dbmd import protocol
+from dbmd.identities import shown
+from dbmd.protocol import Code, Error, Hello, ProtocolError, Welcome
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from dbmd.limits import Limits
+    from dbmd.log import Log
+
+IDLE_MS = 1_000  # an idle actor wakes this often to look after leases
+DRAIN_MESSAGES_MAX = 256  # messages taken in before the rest of the turn is done
+DRAIN_US = 1_000
+
+
+def clock_ms() -> int:
+    """Return the daemon's clock, which deadlines are told in: it counts sleep, and never goes back."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000
+
+
+def now_us() -> int:
+    """Return a clock for measuring durations."""
+    return time.monotonic_ns() // 1_000
+
+
+class Peer(NamedTuple):
+    """A connection that said hello to this run."""
+
+    client: bytes
+    shown: str
+    process: str
+
+
+class Ticket(NamedTuple):
+    """Who asked, and when: opaque to the core."""
+
+    route: bytes
+    arrived_us: int
+
+
+class Nature(NamedTuple):
+    """What all actors of one daemon share. ``in_place`` says whether the database is still where it was."""
+
+    limits: Limits
+    log: Log
+    welcome: Callable[[int], Welcome]
+    in_place: Callable[[], bool]
+    died: Callable[[Actor, BaseException], None]
+
+
+class ReplacedError(Exception):
+    """The database's directory is gone, or another stands in its place."""
+
+
+class Actor:
+    """A thread around a mailbox. A subclass says what a message means, and what a turn does besides."""
+
+    name = "actor"
+
+    def __init__(self, socket: zmq.Socket[bytes], nature: Nature) -> None:
+        """Take over a bound ROUTER, which from ``start`` on belongs to the thread alone."""
+        self.nature = nature
+        self.counts: Counter[str] = Counter()
+        self.peers: OrderedDict[bytes, Peer] = OrderedDict()
+        self._socket = socket
+        self._logger = nature.log.logger(self.name)
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._live, name=f"dbmd {self.name}", daemon=True)
+
+    # --- Any thread ---
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ask the actor to finish what it has in hand, park and end."""
+        self._stopping.set()
+        os.eventfd_write(self._wake, 1)
+
+    def join(self, timeout_s: float) -> bool:
+        """Wait until the actor has ended; ``False`` says that it has not."""
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    # --- The actor's own thread ---
+
+    def _live(self) -> None:
+        try:
+            poller = zmq.Poller()
+            poller.register(self._socket, zmq.POLLIN)
+            poller.register(self._wake, zmq.POLLIN)
+            while not self._stopping.is_set():
+                poller.poll(self.patience_ms())
+                self.turn()
+            self.park()
+            self._socket.close(linger=1_000)
+        except BaseException as error:  # noqa: BLE001 - whatever it was, half a daemon must not go on
+            self.nature.died(self, error)
+
+    def patience_ms(self) -> int:
+        """Return how long the next turn may wait for a message."""
+        return IDLE_MS
+
+    def turn(self) -> None:
+        """Take in what has come, and do what is due."""
+        raise NotImplementedError
+
+    def park(self) -> None:
+        """Finish, and let go of everything that belongs to the store."""
+
+    def handle(self, route: bytes, peer: Peer, message: protocol.Message, arrived_us: int) -> None:
+        """Take one message from a greeted peer; raises ``ProtocolError`` for one that is not for this actor."""
+        raise NotImplementedError
+
+    def drain(self, until: Callable[[], bool]) -> None:
+        """Take in messages until there are none, or ``until`` says so, or a turn's share is taken."""
+        for _ in range(DRAIN_MESSAGES_MAX):
+            if until():
+                return
+            try:
+                frames = self._socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            self._take(frames, now_us())
+
+    def _take(self, frames: Sequence[bytes], arrived_us: int) -> None:
+        route = frames[0]
+        try:
+            if len(frames) != 2:  # noqa: PLR2004 - the route and the message
+                text = f"a message is one frame, not {len(frames) - 1}"
+                raise ProtocolError(Code.MALFORMED, text)
+            message = protocol.decode(frames[1])
+            if isinstance(message, Hello):
+                self._greet(route, message)
+                return
+            peer = self.peers.get(route)
+            if peer is None:
+                self.counts["ungreeted"] += 1
+                self.send(route, Error(Code.HELLO, "say hello to this run of the daemon first"))
+                return
+            self.peers.move_to_end(route)
+            self.handle(route, peer, message, arrived_us)
+        except ProtocolError as error:
+            self.counts["malformed"] += 1
+            known = self.peers.get(route)
+            self._logger.warning(
+                "message refused", code=error.code, reason=str(error), client=known.shown if known else None
+            )
+            self.send(route, Error(error.code, str(error)))
+
+    def _greet(self, route: bytes, hello: Hello) -> None:
+        """Answer a hello, which is also how a client asks whether anybody is there."""
+        if len(hello.client) != protocol.CLIENT_ID_BYTES:
+            text = f"a client id has {protocol.CLIENT_ID_BYTES} bytes, not {len(hello.client)}"
+            raise ProtocolError(Code.MALFORMED, text)
+        version = protocol.common_version(hello)
+        if not self.nature.in_place():
+            raise ReplacedError("the database's directory was removed or replaced")
+        peer = Peer(hello.client, shown(hello.client), hello.process[:200])
+        if self.peers.get(route) != peer:
+            self._logger.debug("client connected", client=peer.shown, process=peer.process)
+            self.counts["greeted"] += 1
+        self.peers[route] = peer
+        self.peers.move_to_end(route)
+        while len(self.peers) > self.nature.limits.clients_max:
+            # The one that was silent longest: if it lives, it says hello again.
+            self.forget(next(iter(self.peers)))
+        self.send(route, self.nature.welcome(version))
+
+    def forget(self, route: bytes) -> None:
+        """Forget a connection."""
+        self.peers.pop(route, None)
+
+    def send(self, route: bytes, message: protocol.Message, body: Any = None) -> bool:  # noqa: ANN401
+        """Send, or drop and count: nobody's full queue is waited for."""
+        frames = [route, protocol.encode(message)]
+        if body is not None:
+            frames.append(body)
+        try:
+            self._socket.send_multipart(frames, zmq.NOBLOCK, copy=body is None)
+        except zmq.Again:
+            self.counts["replies_dropped"] += 1
+        except zmq.ZMQError as error:
+            if error.errno != zmq.EHOSTUNREACH:
+                raise
+            self.counts["replies_dropped"] += 1
+            self.forget(route)
+        else:
+            return True
+        return False

@@ -1,0 +1,220 @@
+"""Drives ``paging.py`` and point loads over snapshots of the store; never holds a Committer."""
+
+from __future__ import annotations
+
+import secrets
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from dbmd import operations, protocol
+from dbmd.actors.actor import IDLE_MS, Actor, Nature, Peer, clock_ms, now_us
+from dbmd.paging import Paging
+from dbmd.protocol import Answer, Answers, Cancel, Code, Credit, Outcome, Page, ProtocolError, Queries, ScanRequest
+from dbmd.verbs import Count, Get, RefusedError, Scan, Status
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import zmq
+
+    from dbmd.operations import Operation
+    from dbmd.protocol import Query
+    from dbmd.storage import Snapshot, View
+    from dbmd.verbs import Question
+
+TOKEN_BITS = 62
+
+
+class Source(NamedTuple):
+    """What a reader may ask of the store and the daemon; no commit among it."""
+
+    view: View
+    snapshot: Callable[[], Snapshot]
+    facts: Callable[[], dict[str, Any]]
+
+
+class _Asked(NamedTuple):
+    """What a scan's log line needs at its end."""
+
+    operation: Operation
+    arguments: tuple[Any, ...]
+    arrived_us: int
+    started_us: int
+    client: str
+
+
+class Reader(Actor):
+    """An actor that reads: ``points`` or ``scans``, by the operations' declarations."""
+
+    def __init__(self, role: str, socket: zmq.Socket[bytes], nature: Nature, source: Source) -> None:
+        self.name = role
+        super().__init__(socket, nature)
+        self._source = source
+        self._paging = Paging(nature.limits)
+        self._asked: dict[tuple[bytes, int], _Asked] = {}
+
+    @property
+    def scans(self) -> int:
+        """Return how many snapshots are open; any thread may ask."""
+        return len(self._paging)
+
+    def patience_ms(self) -> int:
+        """Return how long the next turn may wait: not at all while a page can be sent."""
+        return 0 if self._paging.ready else IDLE_MS
+
+    def turn(self) -> None:
+        """Take in what has come, send one page, look after the leases."""
+        self.drain(lambda: False)
+        send = self._paging.step()
+        if send is not None:
+            message = send.message
+            if not self.send(send.ticket, message, send.body):
+                self._paging.drop(send.ticket)
+            if not isinstance(message, Page):
+                self._note_end(send.ticket, message.answers[0].tag)  # type: ignore[union-attr]  # a count's one answer
+            elif message.last:
+                self._note_end(send.ticket, message.tag)
+        for cut in self._paging.expire(clock_ms()):
+            asked = self._asked.pop((cut.ticket, cut.tag), None)
+            peer = self.peers.get(cut.ticket)
+            self.counts["scans_cut"] += 1
+            self._logger.warning(
+                "scan cut",
+                reason=cut.reason,
+                operation=asked.operation.name if asked else None,
+                client=asked.client if asked else None,
+                process=peer.process if peer else None,
+            )
+            self.send(cut.ticket, Answers([Answer(cut.tag, Outcome.FAILED, (str(Code.SNAPSHOT), cut.reason))]))
+        self.nature.log.flush()
+
+    def handle(self, route: bytes, peer: Peer, message: protocol.Message, arrived_us: int) -> None:
+        """Answer queries, open scans, take credit."""
+        if isinstance(message, Queries):
+            found = [self._answer(route, peer, query, arrived_us) for query in message.queries]
+            answers = [answer for answer in found if answer is not None]
+            if answers:
+                self.send(route, Answers(answers))
+        elif isinstance(message, ScanRequest):
+            refused = self._open(route, peer, message, arrived_us)
+            if refused is not None:
+                self.send(route, Answers([refused]))
+        elif isinstance(message, Credit):
+            if not self._paging.grant(route, message.tag, message.pages, clock_ms()):
+                self.counts["credit_for_nothing"] += 1
+        elif isinstance(message, Cancel):
+            self._paging.cancel(route, message.tag)
+            self._asked.pop((route, message.tag), None)
+        else:
+            text = f"a {type(message).__name__.lower()} message is not for a reader"
+            raise ProtocolError(Code.MALFORMED, text)
+
+    def _question(self, body: bytes) -> tuple[Operation, tuple[Any, ...], Question]:
+        """Return what an untrusted body asks; raises ``RefusedError`` and ``ProtocolError``."""
+        name, arguments = protocol.unpack_body(body)
+        operation = operations.REGISTRY.get(name)
+        if operation is None or operation.verb.role != self.name:
+            raise RefusedError(Code.OPERATION, f"{name!r} is not a query of the {self.name} reader")
+        effect = operation.verb.effect(arguments, self.nature.limits)
+        assert isinstance(effect, Get | Scan | Count | Status)  # noqa: S101 - no command has a reader's role
+        return operation, arguments, effect
+
+    def _answer(self, route: bytes, peer: Peer, query: Query, arrived_us: int) -> Answer | None:
+        """Answer one query, or ``None`` where the answer comes later."""
+        started_us = now_us()
+        operation: Operation | None = None
+        arguments: tuple[Any, ...] = ()
+        try:
+            _check_deadline(query.deadline_ms)
+            operation, arguments, question = self._question(query.body)
+            if isinstance(question, Count):
+                asked = _Asked(operation, arguments, arrived_us, started_us, peer.shown)
+                self._begin(route, query.tag, question, 1, asked)
+                return None
+            if isinstance(question, Scan):
+                raise RefusedError(Code.OPERATION, f"{operation.name} is a scan, and is asked for as one")
+            found = question.evaluate(self._source.view) if isinstance(question, Get) else self._source.facts()
+            answer = Answer(query.tag, Outcome.DONE, found)
+        except (RefusedError, ProtocolError) as error:
+            answer = _refusal(query.tag, error)
+        self._note(answer.outcome, operation, arguments, arrived_us, started_us, peer.shown, query.tag)
+        return answer
+
+    def _open(self, route: bytes, peer: Peer, request: ScanRequest, arrived_us: int) -> Answer | None:
+        started_us = now_us()
+        operation: Operation | None = None
+        arguments: tuple[Any, ...] = ()
+        try:
+            _check_deadline(request.deadline_ms)
+            operation, arguments, question = self._question(request.body)
+            if not isinstance(question, Scan):
+                raise RefusedError(Code.OPERATION, f"{operation.name} is not a scan")
+            asked = _Asked(operation, arguments, arrived_us, started_us, peer.shown)
+            self._begin(route, request.tag, question, request.credit, asked)
+        except (RefusedError, ProtocolError) as error:
+            answer = _refusal(request.tag, error)
+            self._note(answer.outcome, operation, arguments, arrived_us, started_us, peer.shown, request.tag)
+            return answer
+        return None
+
+    def _begin(self, route: bytes, tag: int, question: Scan | Count, credit: int, asked: _Asked) -> None:
+        self._paging.check_room()
+        token = secrets.randbits(TOKEN_BITS)
+        self._paging.open(route, tag, question, self._source.snapshot(), credit, token, clock_ms())
+        self._asked[route, tag] = asked
+
+    def _note_end(self, route: bytes, tag: int) -> None:
+        asked = self._asked.pop((route, tag), None)
+        if asked is not None:
+            self._note(Outcome.DONE, *asked, tag)
+
+    def _note(  # noqa: PLR0913, PLR0917 - the schema's fields
+        self,
+        outcome: int,
+        operation: Operation | None,
+        arguments: tuple[Any, ...],
+        arrived_us: int,
+        started_us: int,
+        client: str,
+        tag: int,
+    ) -> None:
+        self.counts["queries"] += 1
+        subject_name, subject = "key", b""
+        if operation is not None:
+            subject_name = operation.verb.keyspace.subject
+            subject = operation.verb.subjects(arguments)[0]
+        self.nature.log.operation(
+            self.name,
+            operation.name if operation is not None else "unknown",
+            subject_name,
+            subject,
+            {Outcome.DONE: "done", Outcome.REFUSED: "refused"}.get(Outcome(outcome), "failed"),
+            client,
+            f"{client}-q{tag}",
+            None,
+            None,
+            started_us - arrived_us,
+            None,
+            now_us() - arrived_us,
+        )
+
+    def forget(self, route: bytes) -> None:
+        """Forget a connection and close its snapshots."""
+        super().forget(route)
+        self._paging.drop(route)
+        for key in [key for key in self._asked if key[0] == route]:
+            del self._asked[key]
+
+    def park(self) -> None:
+        """Close every snapshot: from now on this actor makes no call into the store."""
+        self._paging.close()
+
+
+def _check_deadline(deadline_ms: int) -> None:
+    late_ms = clock_ms() - deadline_ms
+    if late_ms > 0:
+        raise RefusedError(Code.DEADLINE, f"the deadline passed {late_ms} ms before the query was taken")
+
+
+def _refusal(tag: int, error: RefusedError | ProtocolError) -> Answer:
+    failed = error.code in (Code.DEADLINE, Code.BUSY)
+    return Answer(tag, Outcome.FAILED if failed else Outcome.REFUSED, (str(error.code), str(error)))

@@ -1,0 +1,192 @@
+"""
+Drives ``commit.py``: drains the mailbox, commits one synced batch per group, and only then answers.
+
+The only owner of a Committer. While a sync runs, libzmq's own thread goes on receiving, so the
+next group gathers meanwhile without any thread of ours.
+"""
+
+from __future__ import annotations
+
+import select
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any
+
+from dbmd.actors.actor import Actor, Nature, Peer, ReplacedError, Ticket, clock_ms, now_us
+from dbmd.commit import GroupCommit, Told
+from dbmd.identities import shown
+from dbmd.protocol import Code, Commands, Goodbye, Outcome, ProtocolError, Replies, Reply, Settle, Settled
+from dbmd.storage import CommitUnknownError
+
+if TYPE_CHECKING:
+    import zmq
+
+    from dbmd import protocol
+    from dbmd.engines.leveldb import LevelDB
+
+HOUSEKEEPING_MS = 60_000  # how often what expired or said goodbye is given up without waiting for a command
+UPTIME_SAVED_MS = 3_600_000  # an idle daemon persists its uptime this often
+GATHER_US = 200  # yield at most this long for a group as large as the recent ones: about one sync
+OUTCOMES = {Outcome.DONE: "done", Outcome.REFUSED: "refused", Outcome.FAILED: "failed", Outcome.EXPIRED: "expired"}
+
+
+class Writer(Actor):
+    """The one actor that writes."""
+
+    name = "writer"
+
+    def __init__(self, socket: zmq.Socket[bytes], nature: Nature, store: LevelDB, core: GroupCommit) -> None:
+        super().__init__(socket, nature)
+        self._store = store
+        self._core = core
+        self._uptime_offset_ms = core.uptime_ms - clock_ms()
+        self._kept_ms = self._saved_ms = clock_ms()
+        self._recent = 0.0
+        self._poll = select.poll()
+        self._poll.register(socket.fd, select.POLLIN)
+
+    @property
+    def sequence(self) -> int:
+        """Return the last group's sequence number; any thread may ask."""
+        return self._core.sequence
+
+    @property
+    def remembered(self) -> int:
+        """Return how many clients' outcomes are remembered; any thread may ask."""
+        return len(self._core.identities)
+
+    def uptime_ms(self) -> int:
+        """Return the daemon's own uptime over all its runs; any thread may ask."""
+        return clock_ms() + self._uptime_offset_ms
+
+    def turn(self) -> None:
+        """Gather, commit, answer; as long as there is something to commit."""
+        while True:
+            self._core.disk_low = self._store.free_bytes() < self.nature.limits.disk_free_bytes_min
+            self.drain(lambda: self._core.full)
+            if 0 < self._core.gathered < self._recent * 0.75:
+                # The recent groups were larger: their clients were answered together and are on their way.
+                self._poll.poll(GATHER_US / 1000)
+                self.drain(lambda: self._core.full)
+            if not self._commit(housekeeping=self._due()):
+                return
+
+    def _due(self) -> bool:
+        now = clock_ms()
+        if now - self._kept_ms < HOUSEKEEPING_MS:
+            return False
+        self._kept_ms = now
+        expired = self._core.identities.expire(self.uptime_ms())
+        return bool(expired or self._core.identities.pending or now - self._saved_ms >= UPTIME_SAVED_MS)
+
+    def _commit(self, *, housekeeping: bool = False) -> bool:
+        """Commit the gathering group, if there is one, and answer it."""
+        sealed_us = now_us()
+        sealed = self._core.seal(self.uptime_ms(), housekeeping=housekeeping)
+        if sealed is None:
+            self.nature.log.flush()
+            return False
+        if not self._store.in_place():
+            self._core.failed()
+            raise ReplacedError("the database's directory was removed or replaced; nobody of this group was answered")
+        try:
+            self._store.commit(sealed.writes)
+        except CommitUnknownError as error:
+            unanswered = self._core.failed()
+            text = f"{error}; {unanswered} commands of group {sealed.sequence} were not answered"
+            raise CommitUnknownError(text) from error
+        commit_us = now_us() - sealed_us
+        self._saved_ms = clock_ms()
+        self._recent += (sealed.commands - self._recent) / 8
+        self.counts["groups"] += 1
+        self.counts["commands"] += sealed.commands
+        self._answer(self._core.committed(), sealed.commands, sealed_us, commit_us)
+        self.nature.log.flush()
+        return True
+
+    def _answer(self, told: list[Told], commands: int, sealed_us: int, commit_us: int) -> None:
+        """Send one frame to each connection, then log a line for each command."""
+        replies: defaultdict[tuple[bytes, bytes], list[Reply]] = defaultdict(list)
+        for each in told:
+            if isinstance(each.answer, Reply):
+                replies[each.ticket.route, each.client].append(each.answer)
+            else:
+                self.send(each.ticket.route, each.answer)
+        for (route, client), answers in replies.items():
+            self.send(route, Replies(client, answers))
+        done_us = now_us()
+        for each in told:
+            self._note(each, commands, sealed_us, commit_us, done_us)
+
+    def _note(self, told: Told, commands: int | None, sealed_us: int, commit_us: int | None, done_us: int) -> None:
+        client, answer = shown(told.client), told.answer
+        number = answer.number if isinstance(answer, Reply) else answer.tag
+        operation = told.operation
+        subject_name: str = "key"
+        subject: Any = b""
+        if operation is not None:
+            subject_name = operation.verb.keyspace.subject
+            subjects = operation.verb.subjects(told.arguments)
+            if len(subjects) == 1:
+                subject = subjects[0]
+            else:
+                subject_name, subject = "keys", len(subjects)
+        ticket: Ticket = told.ticket
+        self.nature.log.operation(
+            self.name,
+            operation.name if operation is not None else "settle" if isinstance(answer, Settled) else "unknown",
+            subject_name,
+            subject,
+            OUTCOMES[Outcome(answer.outcome)],
+            client,
+            f"{client}-{number}",
+            answer.group if isinstance(answer, Reply) and answer.group else None,
+            commands,
+            max(0, sealed_us - ticket.arrived_us),
+            commit_us,
+            done_us - ticket.arrived_us,
+        )
+
+    def handle(self, route: bytes, peer: Peer, message: protocol.Message, arrived_us: int) -> None:
+        """Admit commands, settle identities, take goodbyes."""
+        ticket = Ticket(route, arrived_us)
+        if isinstance(message, Commands):
+            if message.client != peer.client:
+                raise ProtocolError(Code.IDENTITY, "this connection said hello as another client")
+            now, uptime = clock_ms(), self.uptime_ms()
+            at_once = [
+                told
+                for command in message.commands
+                if (told := self._core.admit(ticket, message, command, now, uptime)) is not None
+            ]
+            if at_once:
+                self._answer_at_once(at_once)
+        elif isinstance(message, Settle):
+            settled = self._core.settle(ticket, message, self.uptime_ms())
+            if settled is not None:
+                self._answer_at_once([settled])
+        elif isinstance(message, Goodbye):
+            # Whatever else of this client is still on its way comes from a connection that is now unknown.
+            for other in [each for each, known in self.peers.items() if known.client == message.client]:
+                self.forget(other)
+            self._core.goodbye(message.client)
+        else:
+            text = f"a {type(message).__name__.lower()} message is not for the writer"
+            raise ProtocolError(Code.MALFORMED, text)
+
+    def _answer_at_once(self, told: list[Told]) -> None:
+        """Tell what waits for no group: known, expired, refused at the first copy."""
+        self.counts["answered_at_once"] += len(told)
+        now = now_us()
+        replies = [each.answer for each in told if isinstance(each.answer, Reply)]
+        if replies:
+            self.send(told[0].ticket.route, Replies(told[0].client, replies))
+        for each in told:
+            if isinstance(each.answer, Settled):
+                self.send(each.ticket.route, each.answer)
+            self._note(each, None, now, None, now_us())
+
+    def park(self) -> None:
+        """Finish and answer the group in hand, and persist what said goodbye."""
+        while self._commit():
+            pass
+        self._commit(housekeeping=True)

@@ -1,0 +1,185 @@
+"""The command line: arguments become a configuration and a call; no logic."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+from rich.console import Console
+
+from dbmd import config as configuration
+from dbmd.engines import OpenRefusedError
+
+if TYPE_CHECKING:
+    from dbmd.config import Config
+    from dbmd.daemon import Daemon
+
+VERSION = version("dbmd")
+STATUS_TIMEOUT_S = 10.0
+
+
+def _fail(message: str) -> NoReturn:
+    click.echo(f"dbmd: {message}", err=True)
+    sys.exit(1)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(VERSION, prog_name="dbmd")
+def main() -> None:
+    """One LevelDB, shared by many processes: acknowledged means kept."""
+
+
+@main.command()
+@click.argument("path", required=False)
+@click.option("--config", "file", type=click.Path(dir_okay=False), help="Configuration file (TOML); see config/dbmd.toml.")
+@click.option("--endpoint", help="Where clients connect: ipc://PATH or tcp://127.0.0.1:PORT.  [default: a socket in the runtime folder]")
+@click.option("--managed", is_flag=True, default=None, help="A service manager starts this daemon, so clients must not.")
+@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error", "critical"]), help="Lowest level that is logged.")
+@click.option("--check-config", is_flag=True, help="Print what would run and the worst-case memory of its limits, and exit.")
+@click.option("--on-demand", is_flag=True, hidden=True)
+@click.option("--ready-fd", type=int, hidden=True)
+def serve(  # noqa: PLR0913 - one parameter a flag
+    path: str | None,
+    file: str | None,
+    endpoint: str | None,
+    managed: bool | None,  # noqa: FBT001 - click passes flags so
+    log_level: str | None,
+    check_config: bool,  # noqa: FBT001
+    on_demand: bool,  # noqa: FBT001
+    ready_fd: int | None,
+) -> None:
+    """Serve the database in the directory PATH (or the configuration's database.path)."""
+    if on_demand and log_level is None:
+        log_level = "warning"  # its log lies in a runtime folder, often in memory
+    overrides: dict[str, dict[str, Any]] = {
+        "database": {"path": path},
+        "serve": {"endpoint": endpoint, "managed": managed},
+        "log": {"level": log_level},
+    }
+    try:
+        config = configuration.load(file, overrides)
+    except configuration.ConfigError as error:
+        _start_failed(ready_fd, "config", str(error))
+    if check_config:
+        click.echo(configuration.describe(config))
+        return
+    sys.exit(_serve(config, on_demand=on_demand, ready_fd=ready_fd))
+
+
+def _serve(config: Config, *, on_demand: bool, ready_fd: int | None) -> int:
+    if on_demand and os.fork():
+        os._exit(0)  # whoever started us reaps this half at once; the daemon is nobody's child
+    from dbmd.daemon import Daemon, StartError  # noqa: PLC0415 - after the fork, and not for --help
+
+    daemon = Daemon(config, VERSION, on_demand=on_demand)
+    try:
+        daemon.open()
+    except StartError as error:
+        _start_failed(ready_fd, error.kind, str(error))
+    except Exception as error:  # noqa: BLE001 - the starter must hear of it in any case
+        _start_failed(ready_fd, "other", f"{type(error).__name__}: {error}")
+
+    def ready(served: Daemon) -> None:
+        if ready_fd is None:
+            click.echo(f"dbmd {VERSION} ready: {served.endpoint} serves {os.path.abspath(config.database.path)} (pid {os.getpid()})")  # noqa: PTH100
+        else:
+            _tell(ready_fd, {"ready": served.endpoint, "pid": os.getpid()})
+
+    return daemon.run(ready)
+
+
+def _tell(ready_fd: int, message: dict[str, object]) -> None:
+    os.write(ready_fd, json.dumps(message).encode() + b"\n")
+    os.close(ready_fd)
+
+
+def _start_failed(ready_fd: int | None, kind: str, message: str) -> NoReturn:
+    if ready_fd is not None:
+        _tell(ready_fd, {"error": kind, "message": message})
+        sys.exit(1)
+    _fail(message)
+
+
+@main.command()
+@click.argument("where", required=False, metavar="[PATH|ADDRESS]")
+def status(where: str | None) -> None:
+    """Say who serves a database, since when, how many records, clients and commands, and whether it is well."""
+    from dbmd import rendezvous  # noqa: PLC0415 - not for --help
+    from dbmd_client import Administration, DbmdError  # noqa: PLC0415
+
+    if where is not None and "://" in where:
+        endpoints = [where]
+    elif where is not None:
+        if not os.path.isdir(where):  # noqa: PTH112
+            _fail(f"{where} is not a directory")
+        found = rendezvous.find(where)
+        if found is None:
+            _fail(f"no daemon serves {where}")
+        endpoints = [found[1].endpoint]
+    else:
+        endpoints = [entry.endpoint for entry in rendezvous.everyone()]
+        if not endpoints:
+            _fail("no daemon is published on this host; name a PATH or an ADDRESS")
+    well = True
+    for endpoint in endpoints:
+        try:
+            with Administration(endpoint, timeout_s=STATUS_TIMEOUT_S) as administration:
+                facts = administration.status()
+                counts = administration.count_records()
+        except DbmdError as error:
+            _fail(str(error))
+        for line in _lines(facts, counts):
+            click.echo(line)
+        well = well and not facts["troubles"]
+    sys.exit(0 if well else 1)
+
+
+def _lines(facts: dict[str, Any], counts: dict[str, int]) -> list[str]:
+    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(facts["since"]))
+    records = ", ".join(f"{number:,} {name.replace('_', ' ')}" for name, number in counts.items() if number) or "none"
+    return [
+        f"serving   {facts['path']} at {facts['endpoint']} (pid {facts['pid']}, dbmd {facts['software']})",
+        f"since     {since} (run {facts['run']})",
+        f"records   {sum(counts.values()):,}: {records}" if any(counts.values()) else "records   0",
+        f"clients   {facts['clients']} connected, {facts['commands']:,} commands in {facts['groups']:,} groups, "
+        f"{facts['queries']:,} queries, {facts['scans']} scans open",
+        "health    " + ("; ".join(facts["troubles"]) or "well"),
+    ]
+
+
+@main.command()
+@click.argument("path")
+def clean(path: str) -> None:
+    """Remove all that is dbmd's own from the stopped database in PATH; which commands were applied is then forgotten."""
+    from dbmd.engines import leveldb  # noqa: PLC0415 - not for --help
+    from dbmd.verbs import RESERVED  # noqa: PLC0415
+
+    try:
+        removed = leveldb.clean(path, RESERVED)
+    except OpenRefusedError as error:
+        _fail(str(error))
+    click.echo(f"{removed} records of dbmd's own removed from {path}")
+
+
+@main.command()
+@click.argument("path")
+@click.argument("copy")
+def repair(path: str, copy: str) -> None:
+    """Repair a COPY of the damaged, stopped database in PATH, which is left as it is."""
+    from rich.table import Table  # noqa: PLC0415 - not for --help
+
+    from dbmd.engines import leveldb  # noqa: PLC0415
+
+    try:
+        repaired = leveldb.repair(path, copy)
+    except OpenRefusedError as error:
+        _fail(str(error))
+    table = Table("keyspace", "before", "after", title=f"{copy}: repaired from {path}")
+    for name in sorted(repaired.before | repaired.after):
+        table.add_row(name, str(repaired.before.get(name, 0)), str(repaired.after.get(name, 0)))
+    Console().print(table)

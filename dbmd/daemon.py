@@ -1,0 +1,357 @@
+"""
+The composition root: store, actors, sockets, signals, and the order of start and shutdown.
+
+Start: LOCK of the database, the place in the runtime folder, the endpoint's own lock, then bind
+(libzmq unlinks another's live socket without a word), then publish. Shutdown: withdraw,
+finish and answer the group in hand, park the readers, close the store, let the last replies leave,
+release the place. A failed sync, a dead actor or a vanished directory skips all that: exit code 1.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import resource
+import secrets
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import zmq
+
+from dbmd import protocol, rendezvous
+from dbmd.actors.actor import Actor, Nature, clock_ms
+from dbmd.actors.reader import Reader, Source
+from dbmd.actors.writer import Writer
+from dbmd.commit import GroupCommit
+from dbmd.config import queue_messages_max
+from dbmd.engines import OpenRefusedError
+from dbmd.engines.leveldb import LevelDB
+from dbmd.identities import UnknownFormatError
+from dbmd.log import open_log
+from dbmd.protocol import Welcome
+from dbmd.rendezvous import Entry, Serving
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dbmd.config import Config
+    from dbmd.flocks import FileLock
+
+PARK_S = 5.0  # a reader that has not parked by then is stuck inside LevelDB: closing beside it is a crash
+LINGER_S = 1.0
+DESCRIPTORS_OWN = 128  # standard streams, LevelDB's LOG, LOCK and MANIFEST, libzmq's own, the log, the rendezvous
+DESCRIPTORS_LEVELDB = 1_000  # LevelDB's max_open_files by default
+ROLES = ("writer", "points", "scans")
+
+
+class StartError(Exception):
+    """The daemon cannot start; ``kind`` says why in one word, for whoever started it on demand."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+class Daemon:
+    """One daemon over one database, from its configuration to its exit code."""
+
+    def __init__(self, config: Config, version: str, *, on_demand: bool = False) -> None:
+        self._config = config
+        self._version = version
+        self._on_demand = on_demand
+        self._run = secrets.token_hex(8)
+        self._since = time.time()
+        self._actors: list[Actor] = []
+        self._deaths: list[str] = []
+        self._lost = False
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._signals: set[int] = set()
+        self._endpoint_lock: FileLock | None = None
+        self.endpoint = ""
+
+    # --- Start ---
+
+    def open(self) -> None:
+        """Take the database, the place and the sockets; raises ``StartError`` with everything given back."""
+        os.umask(0o077)
+        limits = self._config.limits
+        self._raise_descriptors()
+        try:
+            self.log = open_log(self._config.log, limits.log_buffer_bytes_max)
+        except OSError as error:
+            raise StartError("config", f"log.destination: {error}") from None
+        self._logger = self.log.logger("daemon")
+        try:
+            self._store = LevelDB.open(
+                self._config.database.path, write_buffer_bytes=self._config.database.write_buffer_bytes
+            )
+        except OpenRefusedError as error:
+            raise StartError(error.kind, self._who_holds(error)) from None
+        try:
+            self._serve()
+        except BaseException:
+            self._store.close()
+            raise
+
+    def _serve(self) -> None:
+        path = self._store.path
+        try:
+            self._core = GroupCommit(self._store, self._config.limits)
+        except UnknownFormatError as error:
+            raise StartError("foreign", f"{path}: {error}") from None
+        try:
+            self._serving = Serving.claim(rendezvous.place_for(path, rendezvous.daemon_folder()))
+        except rendezvous.RendezvousError as error:
+            raise StartError("endpoint", str(error)) from None
+        try:
+            self._bind()
+        except BaseException:
+            self._serving.withdraw()
+            self._serving.release()
+            raise
+
+    def _who_holds(self, error: OpenRefusedError) -> str:
+        if error.kind == "held":
+            found = rendezvous.find(self._config.database.path)
+            if found is not None:
+                return f"{error}; it serves {found[1].endpoint}"
+        return str(error)
+
+    def _raise_descriptors(self) -> None:
+        """Raise the soft limit: libzmq aborts the process when descriptors run out."""
+        needed = DESCRIPTORS_OWN + DESCRIPTORS_LEVELDB + len(ROLES) * self._config.limits.clients_max
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if hard not in (resource.RLIM_INFINITY, -1) and hard < needed:
+            message = (
+                f"limits.clients_max = {self._config.limits.clients_max} takes {needed} descriptors, "
+                f"the hard limit of this process is {hard}: raise it (LimitNOFILE, ulimit -Hn) or lower clients_max"
+            )
+            raise StartError("config", message)
+        if soft < needed:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+
+    def _bind(self) -> None:
+        wanted = self._config.serve.endpoint or f"ipc://{self._serving.place.socket_path}"
+        if self._config.serve.endpoint.startswith("ipc://"):
+            try:
+                self._endpoint_lock = rendezvous.claim_endpoint(wanted.removeprefix("ipc://"))
+            except (rendezvous.RendezvousError, OSError) as error:
+                raise StartError("endpoint", f"{wanted}: {error}") from None
+        self._context = zmq.Context()
+        self._context.set(zmq.MAX_SOCKETS, 16)
+        sockets: list[zmq.Socket[bytes]] = []
+        self._endpoints: dict[str, str] = {}
+        try:
+            for role in ROLES:
+                router = self._router()
+                sockets.append(router)
+                self._bind_one(router, role, wanted)
+        except BaseException:
+            for router in sockets:
+                router.close(0)
+            self._context.term()
+            self._release_endpoint()
+            raise
+        nature = Nature(self._config.limits, self.log, self._welcome, self._store.in_place, self._died)
+        source = Source(self._store, self._store.snapshot, self._facts)
+        self._writer = Writer(sockets[0], nature, self._store, self._core)
+        self._readers = [Reader(role, each, nature, source) for role, each in zip(ROLES[1:], sockets[1:], strict=True)]
+        self._actors = [self._writer, *self._readers]
+
+    def _router(self) -> zmq.Socket[bytes]:
+        router = self._context.socket(zmq.ROUTER)
+        router.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        router.setsockopt(zmq.MAXMSGSIZE, self._config.limits.message_bytes_max)
+        router.sndhwm = router.rcvhwm = queue_messages_max(self._config.limits)
+        router.setsockopt(zmq.BACKLOG, min(self._config.limits.clients_max, 4096))
+        router.linger = int(LINGER_S * 1000)
+        return router
+
+    def _bind_one(self, router: zmq.Socket[bytes], role: str, wanted: str) -> None:
+        """Bind one actor's mailbox; siblings of the main one go beside it: another port, or a longer socket name."""
+        address = wanted if role == "writer" else f"{wanted}.{role}"
+        if wanted.startswith("tcp://"):
+            address = wanted if role == "writer" else f"{wanted.rpartition(':')[0]}:*"
+            if "[" in wanted:
+                router.setsockopt(zmq.IPV6, 1)
+        try:
+            router.bind(address)
+        except zmq.ZMQError as error:
+            holder = next((each for each in rendezvous.everyone() if each.endpoint == wanted), None)
+            who = f": process {holder.pid} serves {holder.path} there" if holder else ""
+            raise StartError("endpoint", f"cannot listen on {address}: {error.strerror.lower()}{who}") from None
+        bound = router.getsockopt_string(zmq.LAST_ENDPOINT)
+        if role == "writer":
+            self.endpoint = bound
+        self._endpoints[role] = bound.rpartition(":" if bound.startswith("tcp://") else "/")[2]
+
+    # --- What the actors share ---
+
+    def _welcome(self, version: int) -> Welcome:
+        return Welcome(
+            version,
+            self._run,
+            self._version,
+            self._writer.uptime_ms(),
+            clock_ms(),
+            self._endpoints,
+            self._config.limits.tell(),
+            self._store.path,
+        )
+
+    def _died(self, actor: Actor, error: BaseException) -> None:
+        """Note an actor's death, in the actor's own thread; the process follows."""
+        self._deaths.append(actor.name)
+        with suppress(Exception):
+            self._logger.critical("actor died", actor=actor.name, error=f"{type(error).__name__}: {error}")
+        os.eventfd_write(self._wake, 1)
+
+    def _facts(self) -> dict[str, Any]:
+        """Tell how the daemon is, as ``dbmd status`` shows it."""
+        writer, free = self._writer, self._store.free_bytes()
+        troubles = []
+        if free < self._config.limits.disk_free_bytes_min:
+            troubles.append(f"{free} bytes are free, stores need {self._config.limits.disk_free_bytes_min}")
+        if self.log.dropped:
+            troubles.append(f"{self.log.dropped} log lines were dropped")
+        return {
+            "path": self._store.path,
+            "endpoint": self.endpoint,
+            "pid": os.getpid(),
+            "run": self._run,
+            "software": self._version,
+            "since": self._since,
+            "clients": len({peer.client for actor in self._actors for peer in list(actor.peers.values())}),
+            "remembered": writer.remembered,
+            "commands": writer.counts["commands"],
+            "groups": writer.counts["groups"],
+            "sequence": writer.sequence,
+            "queries": sum(reader.counts["queries"] for reader in self._readers),
+            "scans": sum(reader.scans for reader in self._readers),
+            "malformed": sum(actor.counts["malformed"] for actor in self._actors),
+            "replies_dropped": sum(actor.counts["replies_dropped"] for actor in self._actors),
+            "torn_bytes": self._store.torn_bytes,
+            "free_bytes": free,
+            "troubles": troubles,
+        }
+
+    # --- Life ---
+
+    def run(self, ready: Callable[[Daemon], None]) -> int:
+        """Serve until a signal, a death, or (on demand) the last user leaves; return the exit code."""
+        self._watch_signals()
+        for actor in self._actors:
+            actor.start()
+        path, serve = self._store.path, self._config.serve
+        self._serving.publish(
+            Entry(
+                endpoint=self.endpoint,
+                pid=os.getpid(),
+                run=self._run,
+                path=path,
+                since=self._since,
+                managed=serve.managed,
+                on_demand=self._on_demand,
+                version=self._version,
+            )
+        )
+        if self._store.torn_bytes:
+            self._logger.warning("torn tail dropped", path=path, torn_bytes=self._store.torn_bytes)
+        self._logger.info("ready", path=path, endpoint=self.endpoint, pid=os.getpid(), run=self._run)
+        gc.collect()
+        gc.freeze()  # what lives from here to the end need not be looked at again
+        _notify("READY=1")
+        ready(self)
+        if self._on_demand:
+            threading.Thread(target=self._leave_when_alone, name="dbmd users", daemon=True).start()
+        self._wait()
+        if self._deaths:
+            return self._die()
+        return self._stop()
+
+    def _watch_signals(self) -> None:
+        def note(number: int, frame: object) -> None:  # noqa: ARG001 - the signal's own signature
+            self._signals.add(number)
+            os.eventfd_write(self._wake, 1)
+
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, note)
+
+    def _leave_when_alone(self) -> None:
+        rendezvous.UsersLock(self._serving.place).wait_until_alone()
+        self._signals.add(signal.SIGTERM)
+        os.eventfd_write(self._wake, 1)
+
+    def _wait(self) -> None:
+        poller = select.poll()
+        poller.register(self._wake, select.POLLIN)
+        watchdog_ms = int(os.environ.get("WATCHDOG_USEC", "0")) // 2_000
+        while True:
+            poller.poll(watchdog_ms or None)
+            with suppress(BlockingIOError):
+                os.eventfd_read(self._wake)
+            if signal.SIGHUP in self._signals:
+                self._signals.discard(signal.SIGHUP)
+                self.log.reopen()
+                self._logger.info("log reopened")
+            if self._deaths or self._signals:
+                return
+            _notify("WATCHDOG=1")
+
+    def _die(self) -> int:
+        """End at once: what is on the disk is the truth, and the next daemon settles."""
+        self._serving.withdraw()
+        self.log.close()
+        os._exit(1)
+
+    def _stop(self) -> int:
+        _notify("STOPPING=1")
+        self._logger.info("stopping")
+        self._serving.withdraw()
+        deadline = time.monotonic() + PARK_S
+        for actor in self._actors:
+            actor.stop()
+        for actor in self._actors:
+            if not actor.join(max(0.1, deadline - time.monotonic())) or self._deaths:
+                self._logger.critical("an actor does not end", actor=actor.name, waited_s=PARK_S)
+                return self._die()
+        self._store.close()
+        self._context.term()
+        self._unlink_sockets()
+        self._logger.info("stopped", groups=self._writer.counts["groups"], commands=self._writer.counts["commands"])
+        self.log.close()
+        self._release_endpoint()
+        self._serving.release()
+        return 0
+
+    def _unlink_sockets(self) -> None:
+        if self.endpoint.startswith("ipc://"):
+            main = self.endpoint.removeprefix("ipc://")
+            for role in ROLES:
+                with suppress(FileNotFoundError):
+                    os.unlink(main if role == "writer" else f"{main}.{role}")  # noqa: PTH108 - a socket's path
+
+    def _release_endpoint(self) -> None:
+        if self._endpoint_lock is not None:
+            self._endpoint_lock.release()
+
+
+def _notify(state: str) -> None:
+    """Tell systemd, where it asked (sd_notify's protocol: one datagram)."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    if address.startswith("@"):
+        address = "\0" + address[1:]
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as out:
+            out.connect(address)
+            out.sendall(state.encode())
+    except OSError as error:
+        print(f"dbmd: NOTIFY_SOCKET {address!r}: {error}", file=sys.stderr)
