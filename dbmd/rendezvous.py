@@ -2,15 +2,17 @@
 How daemons and clients of one host find each other: runtime folders, entries and flocks. Linux only.
 
 A database is known by its directory's device and inode, not its path: ``D-I`` is the stem of
-its files in a runtime folder (``dbmd.places``). ``.json`` is the entry, replaced by rename; ``.sock`` and its
-siblings are the sockets; ``.opening`` is flocked by a daemon that opens the database, which may
-have to recover it first; ``.serving`` is flocked exclusively by the daemon for its whole life; ``.users`` is flocked shared by each process that opened by path, and exclusively by a leaving
-daemon; ``.turn`` is flocked by one opener or closer at a time; ``.managed`` forbids starts on
-demand; ``.log`` is what a daemon started on demand prints. The laws:
+its files in a runtime folder (``dbmd.places``). ``.json`` is the entry, replaced by rename;
+``.sock`` and its siblings are the sockets; ``.opening`` is flocked by a daemon that opens the
+database, which may have to recover it first; ``.serving`` is flocked exclusively by the daemon
+for its whole life; ``.users`` is flocked shared by each process that opened by path, and
+exclusively by a leaving daemon; ``.turn`` is flocked by one opener or closer at a time;
+``.managed`` forbids starts on demand; ``.log`` is what a daemon started on demand prints. The laws:
 
 1. Liveness is the flock on ``.serving``, which the kernel drops, never a pid, which is used again.
-2. A daemon announces itself, takes LOCK of the database, then ``.serving``, then binds, then publishes its entry. It withdraws the
-   entry first and drops ``.serving`` last, when LOCK is free: that is what closers and openers wait for.
+2. A daemon announces itself, takes LOCK of the database, then ``.serving``, then binds, then publishes
+   its entry. It withdraws the entry first and drops ``.serving`` last, when LOCK is free: that is what
+   closers and openers wait for.
 3. Only a leaving daemon keeps ``.users`` exclusively, and it never waits for ``.turn``: whoever has the turn may wait.
 4. A lock file is unlinked only under all locks of its stem; who takes a lock checks that the path still leads to it.
 """

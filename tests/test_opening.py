@@ -218,6 +218,19 @@ def test_stopping_daemon_is_waited_for(database: str) -> None:
     opening.close(soon())
 
 
+def test_daemon_that_recovers_is_waited_for(database: str, folder: str) -> None:
+    """A daemon that is still opening the database, its starter gone, is waited for, not taken for a stranger."""
+    held = plyvel.DB(database, create_if_missing=True)
+    recovering = rendezvous.announce(rendezvous.place_for(database, folder))
+    with pytest.raises(OpenError, match="neither answers nor ends"):
+        Opening.resolve(database, time.monotonic() + 0.1)
+    with Client(database) as client:
+        client.ask("open")
+        held.close()
+        recovering.release()
+        assert isinstance(client.answer(), str)
+
+
 @pytest.mark.parametrize("path", ["", "{}/no/database", "{}/nul\0"])
 def test_missing_parent(tmp_path: Path, path: str) -> None:
     """A path without a parent directory is missing, and nothing is made."""
