@@ -30,7 +30,7 @@ class HandleContract(Contract):
         assert db.get(b"k", b"default") == b"default"
         assert db.get(b"k", default="default") == "default"
 
-    @pytest.mark.parametrize("wrong", NOT_BYTES, ids=repr)
+    @pytest.mark.parametrize("wrong", NOT_BYTES, ids=lambda wrong: type(wrong).__name__)
     def test_keys_must_be_bytes(self, database: Database, wrong: object) -> None:
         """Anything but bytes is a TypeError, at the call."""
         db = database.manager.db

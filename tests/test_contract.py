@@ -90,11 +90,8 @@ class OverSockets:
         return dict(self.witness.db.iterator())
 
     def close(self) -> None:
-        """Leave nothing running."""
-        try:
-            self.witness.close()
-        finally:
-            self.daemon.close()
+        """Close what only this back end holds."""
+        self.witness.close()
 
 
 class WholeContract(
@@ -128,12 +125,6 @@ arguments = st.fixed_dictionaries({}, optional={"start": bounds, "stop": bounds,
 class LikePlyvelContract:
     """What ``manager.db`` shares with plyvel down to the last argument."""
 
-    @pytest.fixture(scope="class")
-    def model(self, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-        """Yield a real plyvel database."""
-        with closing(plyvel.DB(str(tmp_path_factory.mktemp("model")), create_if_missing=True)) as db:
-            yield db
-
     @settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.differing_executors])
     @given(
         records=st.dictionaries(beside_reserved(), st.binary(max_size=2), max_size=12),
@@ -154,52 +145,80 @@ class LikePlyvelContract:
             for key, value in records.items():
                 batch.put(key, value)
         for question in questions:
-            expected = list(model.iterator(**question))
+            expected = list(model.iterator(**{**question, "reverse": False}))
+            if question.get("reverse"):
+                expected.reverse()
+                # plyvel 1.5.1 finds nothing backwards where the last key of the range is its start; its own
+                # forward iterator says what the range holds.
+                assert list(model.iterator(**question)) in (expected, []), question
             assert list(database.manager.db.iterator(**question)) == expected, question
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Yield a real plyvel database."""
+    with closing(plyvel.DB(str(tmp_path_factory.mktemp("model")), create_if_missing=True)) as db:
+        yield db
+
+
+@pytest.fixture(scope="module")
+def leveldb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
+    """Yield LevelDB in this process."""
+    with closing(LevelDB.open(str(tmp_path_factory.mktemp("leveldb") / "data"))) as store:
+        yield InProcess(store)
+
+
+@pytest.fixture(scope="module")
+def daemon_over_ipc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
+    """Yield a daemon process that listens on ipc."""
+    folder = tmp_path_factory.mktemp("ipc")
+    daemon = DaemonProcess(folder / "data", endpoint=f"ipc://{folder}/dbmd.sock")
+    with daemon, closing(OverSockets(daemon)) as backend:
+        yield backend
+
+
+@pytest.fixture(scope="module")
+def daemon_over_tcp(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
+    """Yield a daemon process that listens on a port of the loopback."""
+    daemon = DaemonProcess(tmp_path_factory.mktemp("tcp") / "data", endpoint=f"tcp://127.0.0.1:{free_port()}")
+    with daemon, closing(OverSockets(daemon)) as backend:
+        yield backend
 
 
 class TestMemory(WholeContract, LikePlyvelContract):
     """The contract over the memory store."""
 
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def backend(self) -> Backend:
-        """Return the back end that all tests of this class share."""
+        """Return a memory store, new for each test."""
         return InProcess(MemoryStore())
 
 
 class TestLevelDB(WholeContract, LikePlyvelContract):
     """The contract over LevelDB in process."""
 
-    @pytest.fixture(scope="class")
-    def backend(self, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
-        """Yield the back end that all tests of this class share."""
-        with closing(LevelDB.open(str(tmp_path_factory.mktemp("leveldb") / "data"))) as store:
-            yield InProcess(store)
+    @pytest.fixture
+    def backend(self, leveldb: Backend) -> Backend:
+        """Return the one database of this class."""
+        return leveldb
 
 
 class TestDaemonOverIpc(WholeContract, LikePlyvelContract):
     """The contract over a daemon process and ipc."""
 
-    @pytest.fixture(scope="class")
-    def backend(self, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
-        """Yield the back end that all tests of this class share."""
-        folder = tmp_path_factory.mktemp("ipc")
-        with closing(
-            OverSockets(DaemonProcess(folder / "data", endpoint=f"ipc://{folder}/dbmd.sock").start())
-        ) as backend:
-            yield backend
+    @pytest.fixture
+    def backend(self, daemon_over_ipc: Backend) -> Backend:
+        """Return the one daemon of this class."""
+        return daemon_over_ipc
 
 
 class TestDaemonOverTcp(WholeContract, LikePlyvelContract):
     """The contract over a daemon process and tcp on the loopback."""
 
-    @pytest.fixture(scope="class")
-    def backend(self, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
-        """Yield the back end that all tests of this class share."""
-        folder = tmp_path_factory.mktemp("tcp")
-        endpoint = f"tcp://127.0.0.1:{free_port()}"
-        with closing(OverSockets(DaemonProcess(folder / "data", endpoint=endpoint).start())) as backend:
-            yield backend
+    @pytest.fixture
+    def backend(self, daemon_over_tcp: Backend) -> Backend:
+        """Return the one daemon of this class."""
+        return daemon_over_tcp
 
 
 def free_port() -> int:
