@@ -113,6 +113,9 @@ class Pipe:
         os.close(self.writer)
         if self.thread.is_alive():
             self.thread.join(DEADLINE_S)
+        assert not self.thread.is_alive(), "the reader never saw the end of the pipe"
+        assert self.sink._thread is not None
+        assert not self.sink._thread.is_alive(), "the sink's thread never ended"
         os.close(self.reader)
 
 
