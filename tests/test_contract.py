@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import subprocess
 import sys
@@ -76,7 +77,9 @@ class OverSockets:
             with closing(plyvel.DB(str(self.daemon.path))) as db, db.write_batch(sync=True) as batch:
                 for key, value in records.items():
                     batch.put(key, value)
+            self.witness.close()
             self.daemon.start()
+            self.witness = AppointmentsDBM(self.daemon.endpoint)
             return
         present = self.records()
         with self.witness.db.write_batch() as batch:
@@ -226,6 +229,27 @@ def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port: int = server.getsockname()[1]
     return port
+
+
+def test_a_client_goes_on_after_a_restart_of_its_daemon(tmp_path: Path) -> None:
+    """The first call of each kind after a restart reaches the new daemon: the old one interrupts none of them."""
+    daemon = DaemonProcess(tmp_path / "data", endpoint=f"ipc://{tmp_path}/dbmd.sock")
+    with daemon, AppointmentsDBM(daemon.endpoint) as manager:
+        for number in range(4):
+            manager.store_watcher_appointment("1", {"n": number})
+            calls = [
+                lambda: manager.load_watcher_appointment("1"),
+                lambda: manager.load_watcher_appointments()["1"],
+                lambda: json.loads(dict(manager.db.iterator())[b"w1"]),
+                lambda: json.loads(manager.db.get(b"w1") or b""),
+            ]
+            assert [call() for call in calls] == [{"n": number}] * 4
+            if number % 2:
+                daemon.kill()
+            else:
+                assert daemon.terminate() == 0
+            daemon.start()
+            assert calls[number]() == {"n": number}
 
 
 # --- Opening by path, and what is on the disk afterwards ---
