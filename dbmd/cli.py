@@ -36,14 +36,27 @@ def main() -> None:
 
 @main.command()
 @click.argument("path", required=False)
-@click.option("--config", "file", type=click.Path(dir_okay=False), help="Configuration file (TOML); see config/dbmd.toml.")
-@click.option("--endpoint", help="Where clients connect: ipc://PATH or tcp://127.0.0.1:PORT.  [default: a socket in the runtime folder]")
-@click.option("--managed", is_flag=True, default=None, help="A service manager starts this daemon, so clients must not.")
-@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error", "critical"]), help="Lowest level that is logged.")
-@click.option("--check-config", is_flag=True, help="Print what would run and the worst-case memory of its limits, and exit.")
+@click.option(
+    "--config", "file", type=click.Path(dir_okay=False), help="Configuration file (TOML); see config/dbmd.toml."
+)
+@click.option(
+    "--endpoint",
+    help="Where clients connect: ipc://PATH or tcp://127.0.0.1:PORT.  [default: a socket in the runtime folder]",
+)
+@click.option(
+    "--managed", is_flag=True, default=None, help="A service manager starts this daemon, so clients must not."
+)
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error", "critical"]),
+    help="Lowest level that is logged.",
+)
+@click.option(
+    "--check-config", is_flag=True, help="Print what would run and the worst-case memory of its limits, and exit."
+)
 @click.option("--on-demand", is_flag=True, hidden=True)
 @click.option("--ready-fd", type=int, hidden=True)
-def serve(  # noqa: PLR0913 - one parameter a flag
+def serve(  # noqa: PLR0913, PLR0917 - one parameter a flag, in click's own order
     path: str | None,
     file: str | None,
     endpoint: str | None,
@@ -86,7 +99,8 @@ def _serve(config: Config, *, on_demand: bool, ready_fd: int | None) -> int:
 
     def ready(served: Daemon) -> None:
         if ready_fd is None:
-            click.echo(f"dbmd {VERSION} ready: {served.endpoint} serves {os.path.abspath(config.database.path)} (pid {os.getpid()})")  # noqa: PTH100
+            path = os.path.realpath(config.database.path)
+            click.echo(f"dbmd {VERSION} ready: {served.endpoint} serves {path} (pid {os.getpid()})")
         else:
             _tell(ready_fd, {"ready": served.endpoint, "pid": os.getpid()})
 
@@ -142,12 +156,12 @@ def status(where: str | None) -> None:
 def _lines(facts: dict[str, Any], counts: dict[str, int]) -> list[str]:
     since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(facts["since"]))
     records = ", ".join(f"{number:,} {name.replace('_', ' ')}" for name, number in counts.items() if number) or "none"
+    traffic = f"{facts['commands']:,} commands in {facts['groups']:,} groups, {facts['queries']:,} queries"
     return [
         f"serving   {facts['path']} at {facts['endpoint']} (pid {facts['pid']}, dbmd {facts['software']})",
         f"since     {since} (run {facts['run']})",
         f"records   {sum(counts.values()):,}: {records}" if any(counts.values()) else "records   0",
-        f"clients   {facts['clients']} connected, {facts['commands']:,} commands in {facts['groups']:,} groups, "
-        f"{facts['queries']:,} queries, {facts['scans']} scans open",
+        f"clients   {facts['clients']} connected, {traffic}, {facts['scans']} scans open",
         "health    " + ("; ".join(facts["troubles"]) or "well"),
     ]
 
@@ -155,7 +169,7 @@ def _lines(facts: dict[str, Any], counts: dict[str, int]) -> list[str]:
 @main.command()
 @click.argument("path")
 def clean(path: str) -> None:
-    """Remove all that is dbmd's own from the stopped database in PATH; which commands were applied is then forgotten."""
+    """Remove all that is dbmd's own from the stopped database in PATH; it then forgets which commands were applied."""
     from dbmd.engines import leveldb  # noqa: PLC0415 - not for --help
     from dbmd.verbs import RESERVED  # noqa: PLC0415
 
@@ -174,12 +188,22 @@ def repair(path: str, copy: str) -> None:
     from rich.table import Table  # noqa: PLC0415 - not for --help
 
     from dbmd.engines import leveldb  # noqa: PLC0415
+    from dbmd.log import escape_key  # noqa: PLC0415
 
     try:
         repaired = leveldb.repair(path, copy)
     except OpenRefusedError as error:
         _fail(str(error))
-    table = Table("keyspace", "before", "after", title=f"{copy}: repaired from {path}")
-    for name in sorted(repaired.before | repaired.after):
-        table.add_row(name, str(repaired.before.get(name, 0)), str(repaired.after.get(name, 0)))
+    before = repaired.before
+    table = Table("keys beginning with", "before", "after", title=f"{repaired.copy}: repaired from {path}")
+    for start in sorted(repaired.after.keys() | (before or {}).keys()):
+        was = "unknown" if before is None else f"{before.get(start, 0):,}"
+        table.add_row(escape_key(start), was, f"{repaired.after.get(start, 0):,}")
     Console().print(table)
+    click.echo(f"{repaired.dropped_bytes:,} bytes of incomplete batches were dropped")
+    if repaired.revived is None:
+        click.echo("what came back from the dead cannot be told: the MANIFEST or a table is lost")
+    else:
+        click.echo(f"{repaired.revived:,} deleted keys came back from the dead")
+    for key in repaired.revived_keys:
+        click.echo(f"  {escape_key(key)}")

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import zmq
 
-from dbmd import protocol, rendezvous
+from dbmd import rendezvous
 from dbmd.actors.actor import Actor, Nature, clock_ms
 from dbmd.actors.reader import Reader, Source
 from dbmd.actors.writer import Writer
@@ -66,7 +66,7 @@ class Daemon:
         self._version = version
         self._on_demand = on_demand
         self._run = secrets.token_hex(8)
-        self._since = time.time()
+        self._since = time.time()  # noqa: TID251 - shown to people, compared with nothing
         self._actors: list[Actor] = []
         self._deaths: list[str] = []
         self._lost = False
@@ -354,4 +354,4 @@ def _notify(state: str) -> None:
             out.connect(address)
             out.sendall(state.encode())
     except OSError as error:
-        print(f"dbmd: NOTIFY_SOCKET {address!r}: {error}", file=sys.stderr)
+        sys.stderr.write(f"dbmd: NOTIFY_SOCKET {address!r}: {error}\n")

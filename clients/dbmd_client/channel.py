@@ -21,180 +21,28 @@ from dbmd.identities import shown
 from dbmd.limits import Limits
 from dbmd.operations import Result
 from dbmd.paging import Received
-from dbmd.protocol import (
-    Answers,
-    Cancel,
-    Code,
-    Credit,
-    Error,
-    Goodbye,
-    Outcome,
-    Page,
-    Queries,
-    Query,
-    Replies,
-    ScanRequest,
-    Settle,
-    Settled,
-)
-from dbmd.session import Call, Session
+from dbmd.protocol import Cancel, Code, Credit, Error, Goodbye, Outcome, Page, Settle, Settled
+from dbmd.session import Call
 from dbmd.verbs import RefusedError as Refused
 from dbmd.verbs import Scan
 from dbmd_client import errors
 from dbmd_client.link import Link, Waiter, now_ms
+from dbmd_client.traffic import FRAME_OVERHEAD_BYTES, Asked, Commands
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
     from dbmd.operations import Operation
-    from dbmd.protocol import Message, Welcome
+    from dbmd.protocol import Welcome
     from dbmd_client.opening import Opening
 
-OVERDUE_MS = 1_000  # a reply that takes longer may be lost: the command is sent again, ever more rarely
 CHECKED_BYTES = 512  # bodies longer than this are checked against the limits before they are sent
-FRAME_OVERHEAD_BYTES = 4_096  # room for what surrounds the bodies in one frame
-
-
-def _new_id() -> bytes:
-    return secrets.token_bytes(protocol.CLIENT_ID_BYTES)
 
 
 def describe_process() -> str:
     """Say who this process is, for the daemon's list of clients."""
     name = os.path.basename(sys.argv[0] or sys.executable)  # noqa: PTH119 - a name, not a path
     return f"{name} (pid {os.getpid()} on {socket.gethostname()})"[:200]
-
-
-class Commands:
-    """The writer's traffic: one session, and the callers that wait for room in its window."""
-
-    def __init__(self) -> None:
-        self.session = Session(_new_id)
-        self.queue: deque[tuple[bytes, int, Waiter]] = deque()
-        self.asked: dict[int, tuple[Settle, Waiter]] = {}
-        self._due: deque[Settle] = deque()
-        self._bytes_max = 0
-        self.begun: dict[Waiter, Call] = {}
-
-    def ask(self, settle: Settle, waiter: Waiter) -> None:
-        """Have an identity settled."""
-        self.asked[settle.tag] = (settle, waiter)
-        self._due.append(settle)
-
-    def outgoing(self, now: int) -> Iterable[bytes]:
-        """Yield the frames that are due."""
-        while self.queue:
-            body, deadline_ms, waiter = self.queue[0]
-            call = self.session.begin(body, deadline_ms, waiter)
-            if call is None:
-                break
-            self.begun[waiter] = call
-            self.queue.popleft()
-        while (frame := self.session.frame(now, self._bytes_max)) is not None:
-            yield protocol.encode(frame)
-        while self._due:
-            yield protocol.encode(self._due.popleft())
-
-    def incoming(self, message: Message, body: Any) -> None:  # noqa: ANN401, ARG002 - commands have no second frame
-        """Settle the calls that replies are for."""
-        if isinstance(message, Replies):
-            for reply in message.replies:
-                call = self.session.reply(message.client, reply)
-                if call is not None:
-                    self.begun.pop(call.waiter, None)
-                    call.waiter.finish(call)
-        elif isinstance(message, Settled) and message.tag in self.asked:
-            self.asked.pop(message.tag)[1].finish(message)
-
-    def greeted(self, welcome: Welcome, now: int) -> None:
-        """Send again what the old connection carried."""
-        self._bytes_max = Limits.told(welcome.limits).message_bytes_max - FRAME_OVERHEAD_BYTES
-        self.session.greeted(welcome, now)
-        self._due = deque(settle for settle, _ in self.asked.values())
-
-    def overdue(self, now: int) -> None:
-        """Send again what has waited too long."""
-        self.session.overdue(now, OVERDUE_MS)
-
-
-class Asked:
-    """A reader's traffic: queries and scans by tag."""
-
-    def __init__(self) -> None:
-        self.queries: dict[int, tuple[Query, Waiter]] = {}
-        self.scans: dict[int, Pages] = {}
-        self._due: dict[int, Query] = {}
-        self._scans_due: deque[ScanRequest] = deque()
-        self._tag = 0
-        self._sent_ms = 0
-        self._offset_ms = 0
-
-    def query(self, body: bytes, deadline_ms: int, waiter: Waiter) -> int:
-        """Ask, under a new tag."""
-        self._tag += 1
-        query = Query(self._tag, deadline_ms, body)
-        self.queries[self._tag] = (query, waiter)
-        self._due[self._tag] = query
-        return self._tag
-
-    def scan(self, body: bytes, deadline_ms: int, credit: int) -> Pages:
-        """Open a scan, under a new tag."""
-        self._tag += 1
-        pages = self.scans[self._tag] = Pages(self._tag)
-        self._scans_due.append(ScanRequest(self._tag, deadline_ms, credit, body))
-        return pages
-
-    def outgoing(self, now: int) -> Iterable[bytes]:
-        """Yield the frames that are due; deadlines travel in the daemon's clock."""
-        if self._due:
-            self._sent_ms = now
-            due = [query._replace(deadline_ms=max(0, query.deadline_ms + self._offset_ms)) for query in self._due.values()]
-            self._due.clear()
-            yield protocol.encode(Queries(due))
-        while self._scans_due:
-            scan = self._scans_due.popleft()
-            yield protocol.encode(scan._replace(deadline_ms=max(0, scan.deadline_ms + self._offset_ms)))
-
-    def incoming(self, message: Message, body: Any) -> None:  # noqa: ANN401 - a page's second frame
-        """Give answers and pages to whoever asked."""
-        if isinstance(message, Answers):
-            for answer in message.answers:
-                if answer.tag in self.queries:
-                    self.queries.pop(answer.tag)[1].finish(answer)
-                elif answer.tag in self.scans:
-                    self.scans.pop(answer.tag).add(answer, None)
-        elif isinstance(message, Page) and message.tag in self.scans:
-            self.scans[message.tag].add(message, body)
-            if message.last:
-                del self.scans[message.tag]
-
-    def greeted(self, welcome: Welcome, now: int) -> None:
-        """Ask again what the old connection carried; its scans are lost."""
-        self._offset_ms = welcome.clock_ms - now
-        self._due = {tag: query for tag, (query, _) in self.queries.items()}
-        unsent = {scan.tag for scan in self._scans_due}
-        for tag in [tag for tag in self.scans if tag not in unsent]:
-            lost = protocol.Answer(tag, Outcome.FAILED, (str(Code.SNAPSHOT), "the connection to the daemon was lost"))
-            self.scans.pop(tag).add(lost, None)
-
-    def overdue(self, now: int) -> None:
-        """Ask again what has waited too long: a query changes nothing."""
-        if self.queries and now - self._sent_ms > OVERDUE_MS:
-            self._due = {tag: query for tag, (query, _) in self.queries.items()}
-
-
-class Pages:
-    """What has come of one scan and is not yet taken."""
-
-    def __init__(self, tag: int) -> None:
-        self.tag = tag
-        self.waiter = Waiter()
-        self.come: deque[tuple[Any, Any]] = deque()
-
-    def add(self, message: Any, body: Any) -> None:  # noqa: ANN401
-        """Queue a page, or the answer that ends it; credit bounds how many there can be."""
-        self.come.append((message, body))
-        self.waiter.finish(None)
 
 
 class Channel:
@@ -283,12 +131,12 @@ class Channel:
         if len(body) > CHECKED_BYTES:
             try:
                 operation.verb.effect(arguments, self.limits)
-                room = self.limits.message_bytes_max - FRAME_OVERHEAD_BYTES
-                if len(body) > room:
-                    text = f"message_bytes_max leaves {room} bytes for a request, this one has {len(body)}"
-                    raise Refused(Code.LIMIT, text)
             except Refused as error:
                 raise _refusal(f"{operation.name}: {error.text}", error.code) from None
+            room = self.limits.message_bytes_max - FRAME_OVERHEAD_BYTES
+            if len(body) > room:
+                text = f"message_bytes_max leaves {room} bytes for a request, this one has {len(body)}"
+                raise _refusal(f"{operation.name}: {text}", Code.LIMIT)
         return body
 
     def refuse(self, operation: Operation, result: Result) -> Exception:
@@ -319,7 +167,9 @@ class Channel:
         why = waiter.value.text if settled else f"no final answer within {self.timeout_s:g} s"
         if unsent:
             raise errors.DeadlineError(f"{where}: {why}; it was never sent, so it did not happen", Code.DEADLINE)
-        raise errors.UnknownOutcomeError(f"{where}: {why}; it may have happened: outcome({identity!r}) settles it", identity)
+        raise errors.UnknownOutcomeError(
+            f"{where}: {why}; it may have happened: outcome({identity!r}) settles it", identity
+        )
 
     def _ended(self, where: str, call: Call) -> Result:
         reply = call.reply
@@ -401,7 +251,7 @@ class Channel:
                     link.post(protocol.encode(Cancel(pages.tag)))
 
     def outcome(self, identity: str) -> tuple[str, Any]:
-        """Settle an identity: ``("applied", result)``, ``("refused" or "not applied", text)`` or ``("expired", text)``."""
+        """Settle an identity: applied with the result; refused, not applied or expired with the reason."""
         self.check_open()
         client, birth, number = identity.split(".")
         commands, link = self._commands, self._writer
@@ -432,7 +282,7 @@ class Channel:
         return True
 
     def _look_after(self, link: Link, deadline_ms: int) -> None:
-        """A daemon is silent: opened by path, find or start another when it is gone."""
+        """Look whether a silent daemon is there: opened by path, find or start another when it is gone."""
         if self._opening.still_served():
             return
         endpoint = self._opening.reopen(time.monotonic() + (deadline_ms - now_ms()) / 1000)
@@ -462,7 +312,12 @@ _PARENTS: list[Any] = []  # what a forked child must neither use nor close
 
 
 def _told(outcome: int, payload: Any) -> tuple[str, Any]:  # noqa: ANN401
-    words = {Outcome.DONE: "applied", Outcome.REFUSED: "refused", Outcome.FAILED: "not applied", Outcome.EXPIRED: "expired"}
+    words = {
+        Outcome.DONE: "applied",
+        Outcome.REFUSED: "refused",
+        Outcome.FAILED: "not applied",
+        Outcome.EXPIRED: "expired",
+    }
     return words[Outcome(outcome)], payload if outcome == Outcome.DONE else payload[1]
 
 
@@ -474,5 +329,10 @@ def _refusal(message: str, code: str) -> errors.RefusedError:
 def _failure(message: str, code: str) -> errors.DbmdError:
     if code == Code.SNAPSHOT:
         return errors.SnapshotLostError(message)
-    kinds = {Code.BUSY: errors.BusyError, Code.WINDOW: errors.BusyError, Code.DISK: errors.DiskFullError, Code.DEADLINE: errors.DeadlineError}
+    kinds = {
+        Code.BUSY: errors.BusyError,
+        Code.WINDOW: errors.BusyError,
+        Code.DISK: errors.DiskFullError,
+        Code.DEADLINE: errors.DeadlineError,
+    }
     return kinds.get(Code(code), errors.FailedError)(message, code)

@@ -33,9 +33,7 @@ class Database(Operations):
 
     def __init__(self, db_path: str, *, timeout_s: float = TIMEOUT_S, logger: Any = None) -> None:  # noqa: ANN401
         """Open; raises ``ValueError`` for a path that is not ``str``, ``OpenError`` (a ``plyvel.Error``) otherwise."""
-        if not isinstance(db_path, str):
-            message = f"db_path must be str, not {type(db_path).__name__}"
-            raise ValueError(message)  # noqa: TRY004 - the specification's word
+        _check_path(db_path)
         if timeout_s <= 0:
             message = f"timeout_s must be above 0, not {timeout_s!r}"
             raise ValueError(message)
@@ -52,7 +50,7 @@ class Database(Operations):
     def over(cls, channel: Carrier, logger: Any = None) -> Self:  # noqa: ANN401
         """Return a database over a channel that is already there."""
         database = cls.__new__(cls)
-        database._channel = channel
+        database._channel = channel  # noqa: SLF001 - its own class
         database.logger = logger or structlog.get_logger(component=cls.__name__)
         return database
 
@@ -87,6 +85,11 @@ class Database(Operations):
     def __reduce__(self) -> tuple[Any, ...]:
         """Open again where this object arrives: a spawned process has its own connection."""
         return _open, (type(self), *self._opened)
+
+
+def _check_path(db_path: object) -> None:
+    if not isinstance(db_path, str):
+        raise ValueError(f"db_path must be str, not {type(db_path).__name__}")  # noqa: TRY004 - the specification's word
 
 
 def _open(kind: type[Database], db_path: str, timeout_s: float) -> Database:

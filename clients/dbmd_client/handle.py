@@ -57,7 +57,14 @@ class Handle:
         """Close the database this handle belongs to."""
         self._channel.close()
 
-    def get(self, key: bytes, default: bytes | None = None, *, verify_checksums: bool = False, fill_cache: bool = True) -> bytes | None:  # noqa: ARG002 - plyvel's own options
+    def get(
+        self,
+        key: bytes,
+        default: bytes | None = None,
+        *,
+        verify_checksums: bool = False,  # noqa: ARG002 - plyvel's own option; every read is verified
+        fill_cache: bool = True,  # noqa: ARG002 - plyvel's own option
+    ) -> bytes | None:
         """Return the value of a key, or ``default``."""
         found = self._raw.raw_get(_bytes("key", key))
         return default if found is None else found
@@ -73,7 +80,7 @@ class Handle:
     def write_batch(self, *, transaction: bool = False, sync: bool = True) -> WriteBatch:  # noqa: ARG002
         """Return a batch: all or none, and nothing at all when its body raises, whatever ``transaction`` says."""
         self._channel.check_open()
-        return WriteBatch(self._raw)
+        return WriteBatch(self._raw, self._channel)
 
     def iterator(  # noqa: PLR0913 - plyvel's own arguments
         self,
@@ -111,8 +118,9 @@ class Handle:
 class WriteBatch:
     """Puts and deletes to be applied together."""
 
-    def __init__(self, raw: RawOperations) -> None:
+    def __init__(self, raw: RawOperations, channel: Channel) -> None:
         self._raw = raw
+        self._channel = channel
         self._writes: list[tuple[bytes, bytes | None]] = []
 
     def put(self, key: bytes, value: bytes) -> None:
@@ -137,7 +145,7 @@ class WriteBatch:
 
     def write(self) -> None:
         """Apply what was added; an empty batch sends nothing."""
-        self._raw._channel.check_open()
+        self._channel.check_open()
         if self._writes:
             self._raw.raw_write(self._writes)
 

@@ -92,7 +92,9 @@ class Traffic(Protocol):
 class Link:
     """A connection to one actor, made again as often as need be. ``endpoint`` may be changed by ``reset``."""
 
-    def __init__(self, endpoint: str, client: bytes, process: str, traffic: Traffic, *, zero_copy: bool = False) -> None:
+    def __init__(
+        self, endpoint: str, client: bytes, process: str, traffic: Traffic, *, zero_copy: bool = False
+    ) -> None:
         self.lock = Lock()
         self.endpoint = endpoint
         self.welcome: Welcome | None = None
@@ -121,7 +123,7 @@ class Link:
         socket.connect(self.endpoint)
         self._socket = socket
         self._poll = select.poll()
-        self._poll.register(socket.fd, select.POLLIN)
+        self._poll.register(int(socket.getsockopt(zmq.FD)), select.POLLIN)
         self._poll.register(self._wake, select.POLLIN)
         self._hello()
         return socket

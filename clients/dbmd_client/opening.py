@@ -261,6 +261,10 @@ def _directory(db_path: str) -> str:
 def _must_let_in(path: str, place: Place, entry: Entry) -> None:
     """Refuse a socket this account may not write to: libzmq would try to connect for ever, in silence."""
     socket = entry.endpoint.removeprefix("ipc://")
-    if socket != entry.endpoint and Path(socket).exists() and not os.access(socket, os.R_OK | os.W_OK):
+    if (
+        socket != entry.endpoint
+        and Path(socket).exists()
+        and not os.access(socket, os.R_OK | os.W_OK, effective_ids=True)
+    ):
         owner = Path(place.serving_path).stat().st_uid
         raise OpenError("held", f"{path} is served by process {entry.pid} of user {owner}, which lets nobody else in")

@@ -11,16 +11,16 @@ import select
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
+import zmq
+
 from dbmd.actors.actor import Actor, Nature, Peer, ReplacedError, Ticket, clock_ms, now_us
-from dbmd.commit import GroupCommit, Told
 from dbmd.identities import shown
 from dbmd.protocol import Code, Commands, Goodbye, Outcome, ProtocolError, Replies, Reply, Settle, Settled
 from dbmd.storage import CommitUnknownError
 
 if TYPE_CHECKING:
-    import zmq
-
     from dbmd import protocol
+    from dbmd.commit import GroupCommit, Told
     from dbmd.engines.leveldb import LevelDB
 
 HOUSEKEEPING_MS = 60_000  # how often what expired or said goodbye is given up without waiting for a command
@@ -42,7 +42,7 @@ class Writer(Actor):
         self._kept_ms = self._saved_ms = clock_ms()
         self._recent = 0.0
         self._poll = select.poll()
-        self._poll.register(socket.fd, select.POLLIN)
+        self._poll.register(int(socket.getsockopt(zmq.FD)), select.POLLIN)
 
     @property
     def sequence(self) -> int:

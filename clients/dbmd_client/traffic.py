@@ -1,0 +1,159 @@
+"""What the links of one channel carry: commands with their session, queries and scans by their tags."""
+
+from __future__ import annotations
+
+import secrets
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from dbmd import protocol
+from dbmd.limits import Limits
+from dbmd.protocol import Answers, Code, Outcome, Page, Queries, Query, Replies, ScanRequest, Settle, Settled
+from dbmd.session import Call, Session
+from dbmd_client.link import Waiter
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from dbmd.protocol import Message, Welcome
+
+OVERDUE_MS = 1_000  # a reply that takes longer may be lost: the command is sent again, ever more rarely
+FRAME_OVERHEAD_BYTES = 4_096  # room for what surrounds the bodies in one frame
+
+
+def _new_id() -> bytes:
+    return secrets.token_bytes(protocol.CLIENT_ID_BYTES)
+
+
+class Commands:
+    """The writer's traffic: one session, and the callers that wait for room in its window."""
+
+    def __init__(self) -> None:
+        self.session = Session(_new_id)
+        self.queue: deque[tuple[bytes, int, Waiter]] = deque()
+        self.asked: dict[int, tuple[Settle, Waiter]] = {}
+        self._due: deque[Settle] = deque()
+        self._bytes_max = 0
+        self.begun: dict[Waiter, Call] = {}
+
+    def ask(self, settle: Settle, waiter: Waiter) -> None:
+        """Have an identity settled."""
+        self.asked[settle.tag] = (settle, waiter)
+        self._due.append(settle)
+
+    def outgoing(self, now: int) -> Iterable[bytes]:
+        """Yield the frames that are due."""
+        while self.queue:
+            body, deadline_ms, waiter = self.queue[0]
+            call = self.session.begin(body, deadline_ms, waiter)
+            if call is None:
+                break
+            self.begun[waiter] = call
+            self.queue.popleft()
+        while (frame := self.session.frame(now, self._bytes_max)) is not None:
+            yield protocol.encode(frame)
+        while self._due:
+            yield protocol.encode(self._due.popleft())
+
+    def incoming(self, message: Message, body: Any) -> None:  # noqa: ANN401, ARG002 - commands have no second frame
+        """Settle the calls that replies are for."""
+        if isinstance(message, Replies):
+            for reply in message.replies:
+                call = self.session.reply(message.client, reply)
+                if call is not None:
+                    self.begun.pop(call.waiter, None)
+                    call.waiter.finish(call)
+        elif isinstance(message, Settled) and message.tag in self.asked:
+            self.asked.pop(message.tag)[1].finish(message)
+
+    def greeted(self, welcome: Welcome, now: int) -> None:
+        """Send again what the old connection carried."""
+        self._bytes_max = Limits.told(welcome.limits).message_bytes_max - FRAME_OVERHEAD_BYTES
+        self.session.greeted(welcome, now)
+        self._due = deque(settle for settle, _ in self.asked.values())
+
+    def overdue(self, now: int) -> None:
+        """Send again what has waited too long."""
+        self.session.overdue(now, OVERDUE_MS)
+
+
+class Asked:
+    """A reader's traffic: queries and scans by tag."""
+
+    def __init__(self) -> None:
+        self.queries: dict[int, tuple[Query, Waiter]] = {}
+        self.scans: dict[int, Pages] = {}
+        self._due: dict[int, Query] = {}
+        self._scans_due: deque[ScanRequest] = deque()
+        self._tag = 0
+        self._sent_ms = 0
+        self._offset_ms = 0
+
+    def query(self, body: bytes, deadline_ms: int, waiter: Waiter) -> int:
+        """Ask, under a new tag."""
+        self._tag += 1
+        query = Query(self._tag, deadline_ms, body)
+        self.queries[self._tag] = (query, waiter)
+        self._due[self._tag] = query
+        return self._tag
+
+    def scan(self, body: bytes, deadline_ms: int, credit: int) -> Pages:
+        """Open a scan, under a new tag."""
+        self._tag += 1
+        pages = self.scans[self._tag] = Pages(self._tag)
+        self._scans_due.append(ScanRequest(self._tag, deadline_ms, credit, body))
+        return pages
+
+    def outgoing(self, now: int) -> Iterable[bytes]:
+        """Yield the frames that are due; deadlines travel in the daemon's clock."""
+        if self._due:
+            self._sent_ms = now
+            due = [
+                query._replace(deadline_ms=max(0, query.deadline_ms + self._offset_ms)) for query in self._due.values()
+            ]
+            self._due.clear()
+            yield protocol.encode(Queries(due))
+        while self._scans_due:
+            scan = self._scans_due.popleft()
+            yield protocol.encode(scan._replace(deadline_ms=max(0, scan.deadline_ms + self._offset_ms)))
+
+    def incoming(self, message: Message, body: Any) -> None:  # noqa: ANN401 - a page's second frame
+        """Give answers and pages to whoever asked."""
+        if isinstance(message, Answers):
+            for answer in message.answers:
+                if answer.tag in self.queries:
+                    self.queries.pop(answer.tag)[1].finish(answer)
+                elif answer.tag in self.scans:
+                    self.scans.pop(answer.tag).add(answer, None)
+        elif isinstance(message, Page) and message.tag in self.scans:
+            self.scans[message.tag].add(message, body)
+            if message.last:
+                del self.scans[message.tag]
+
+    def greeted(self, welcome: Welcome, now: int) -> None:
+        """Ask again what the old connection carried; its scans are lost."""
+        self._offset_ms = welcome.clock_ms - now
+        self._due = {tag: query for tag, (query, _) in self.queries.items()}
+        unsent = {scan.tag for scan in self._scans_due}
+        for tag in [tag for tag in self.scans if tag not in unsent]:
+            lost = protocol.Answer(tag, Outcome.FAILED, (str(Code.SNAPSHOT), "the connection to the daemon was lost"))
+            self.scans.pop(tag).add(lost, None)
+
+    def overdue(self, now: int) -> None:
+        """Ask again what has waited too long: a query changes nothing."""
+        if self.queries and now - self._sent_ms > OVERDUE_MS:
+            self._due = {tag: query for tag, (query, _) in self.queries.items()}
+
+
+class Pages:
+    """What has come of one scan and is not yet taken."""
+
+    def __init__(self, tag: int) -> None:
+        self.tag = tag
+        self.waiter = Waiter()
+        self.come: deque[tuple[Any, Any]] = deque()
+
+    def add(self, message: Any, body: Any) -> None:  # noqa: ANN401
+        """Queue a page, or the answer that ends it; credit bounds how many there can be."""
+        self.come.append((message, body))
+        self.waiter.finish(None)
