@@ -61,7 +61,7 @@ if TYPE_CHECKING:
 STANDARD_ERROR = 2
 
 # Flushes that wait behind a slow sink leave together up to this size: beside busy threads each write by the
-# sink's thread costs it a turn at the interpreter's lock, and 8 lines a turn were too few (measured: half were lost).
+# sink's thread costs it a turn at the interpreter's lock, and 8 lines a turn were too few (15 % of a flood was lost).
 WRITE_BYTES_MAX = 256 * 1024
 
 # How long to wait for a descriptor that somebody else made non-blocking before it is tried anyway.
