@@ -136,7 +136,7 @@ def _make(folder: str) -> str | None:
                 Path(folder).chmod(0o755)  # whatever the umask
     if reason := _refusal(folder, frozenset({os.geteuid()})):
         return reason
-    if not os.access(folder, os.W_OK | os.X_OK):
+    if not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
         return f"{folder} is not writable"
     longest = len(os.fsencode(folder)) + 1 + STEM_BYTES_USUAL + max(map(len, SOCKET_SUFFIXES))
     if longest > SOCKET_BYTES_MAX:

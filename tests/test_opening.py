@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -118,7 +118,7 @@ for line in sys.stdin:
     def answer(self) -> object:
         """Return the answer to the oldest question without one."""
         assert self.process.stdout is not None
-        return json.loads(self.process.stdout.readline())
+        return json.loads(self.process.stdout.readline() or b'"the client died"')
 
     def __enter__(self) -> Self:
         return self
@@ -168,22 +168,18 @@ def test_daemon_is_detached(database: str, folder: str) -> None:
 
 def test_eight_processes_share_one_daemon(database: str) -> None:
     """Processes that open a path at the same time start one daemon; killed with -9, they still let it leave."""
-    clients = [Client(database) for _ in range(8)]
-    for each in clients:
-        each.ask("open")
-    runs = {str(each.answer()) for each in clients}
-    assert runs == {daemon_of(database).run}
-    for each in clients:
-        each.process.kill()
-    for each in clients:
-        each.process.communicate()
+    with ExitStack() as stack:  # it ends the clients with -9
+        clients = [stack.enter_context(Client(database)) for _ in range(8)]
+        for each in clients:
+            each.ask("open")
+        assert {each.answer() for each in clients} == {daemon_of(database).run}
     until(lambda: rendezvous.find(database) is None and opens_in_place(database))
 
 
 def test_openers_race_with_leaving_daemons(database: str) -> None:
     """Whoever opens while another process closes for the last time gets a daemon that lives."""
     with Client(database) as one, Client(database) as two:
-        for _ in range(6):
+        for _ in range(3):
             for each in (one, two):
                 each.ask("open")
                 each.ask("close")
@@ -231,6 +227,36 @@ def test_daemon_that_recovers_is_waited_for(database: str, folder: str) -> None:
         assert isinstance(client.answer(), str)
 
 
+@pytest.mark.system
+def test_another_account_is_told_who_serves(database: str, folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An account that may see a daemon's entry but not use its socket is told whose daemon it is; needs root."""
+    shared = f"{folder}/shared"
+    monkeypatch.setattr(places, "SHARED_FOLDER", shared)
+    monkeypatch.setenv(places.FOLDER_VARIABLE, shared)
+    for each in (folder, database, shared):
+        Path(each).mkdir(exist_ok=True)
+        Path(each).chmod(0o755)
+    for parent in Path(database).parents[:3]:  # pytest's own folders
+        parent.chmod(0o755)
+    place = rendezvous.place_for(database, shared)
+    Path(place.socket_path).touch(0o600)
+    entry = rendezvous.Entry(endpoint=f"ipc://{place.socket_path}", pid=os.getpid(), run="r", path=database, since=0)
+    with rendezvous.Serving.claim(place) as serving:
+        serving.publish(entry, mode=0o644)
+        try:
+            os.seteuid(54321)
+            with pytest.raises(OpenError, match=f"process {os.getpid()} of user 0, which lets nobody else in"):
+                Opening.resolve(database, soon())
+            os.seteuid(0)
+            Path(place.socket_path).chmod(0o666)
+            os.seteuid(54321)
+            opening = Opening.resolve(database, soon())
+            assert opening.still_served()
+            opening.close(soon())
+        finally:
+            os.seteuid(0)
+
+
 @pytest.mark.parametrize("path", ["", "{}/no/database", "{}/nul\0"])
 def test_missing_parent(tmp_path: Path, path: str) -> None:
     """A path without a parent directory is missing, and nothing is made."""
@@ -243,9 +269,8 @@ def test_missing_parent(tmp_path: Path, path: str) -> None:
 def test_file_is_not_opened(tmp_path: Path) -> None:
     """A path that leads to a file is refused."""
     (tmp_path / "file").touch()
-    with pytest.raises(OpenError, match="not a directory") as caught:
+    with pytest.raises(OpenError, match="not a directory"):
         Opening.resolve(str(tmp_path / "file"), soon())
-    assert caught.value.kind == "unreadable"
 
 
 def test_directory_held_by_a_stranger(database: str) -> None:
