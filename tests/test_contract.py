@@ -28,7 +28,7 @@ from tests.daemon_process import DaemonProcess
 from tests.in_process import open_in_process
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from tests.contract import Backend, Database
@@ -231,13 +231,15 @@ def free_port() -> int:
     return port
 
 
-def test_a_client_goes_on_after_a_restart_of_its_daemon(tmp_path: Path) -> None:
+@pytest.mark.parametrize("transport", ["ipc", "tcp"])
+def test_a_client_goes_on_after_a_restart_of_its_daemon(tmp_path: Path, transport: str) -> None:
     """The first call of each kind after a restart reaches the new daemon: the old one interrupts none of them."""
-    daemon = DaemonProcess(tmp_path / "data", endpoint=f"ipc://{tmp_path}/dbmd.sock")
-    with daemon, AppointmentsDBM(daemon.endpoint) as manager:
+    endpoint = f"ipc://{tmp_path}/dbmd.sock" if transport == "ipc" else f"tcp://127.0.0.1:{free_port()}"
+    daemon = DaemonProcess(tmp_path / "data", endpoint=endpoint)
+    with daemon, AppointmentsDBM(daemon.endpoint, timeout_s=10) as manager:
         for number in range(4):
             manager.store_watcher_appointment("1", {"n": number})
-            calls = [
+            calls: list[Callable[[], Any]] = [
                 lambda: manager.load_watcher_appointment("1"),
                 lambda: manager.load_watcher_appointments()["1"],
                 lambda: json.loads(dict(manager.db.iterator())[b"w1"]),
