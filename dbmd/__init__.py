@@ -13,7 +13,7 @@ Rooms with windows:
 
 - ``engines``: LevelDB, and the reading of its logs before it is opened.
 - ``actors``: the writer, and the readers (points, scans): a thread, a ROUTER and a loop each.
-- ``config``, ``log``; ``places``, ``flocks``, ``rendezvous``: how client and daemon find each other.
+- ``config``, ``log`` and its ``sink``; ``places``, ``flocks``, ``rendezvous``: how client and daemon find each other.
 - ``daemon``: the composition root; ``cli`` and ``__main__``: arguments, no logic.
 
 A command walks: operation, verb encodes, session, DEALER | writer drains its ROUTER, admits, one batch

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import time
+from contextlib import suppress
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -108,7 +109,8 @@ def _serve(config: Config, *, on_demand: bool, ready_fd: int | None) -> int:
 
 
 def _tell(ready_fd: int, message: dict[str, object]) -> None:
-    os.write(ready_fd, json.dumps(message).encode() + b"\n")
+    with suppress(BrokenPipeError):  # whoever started us may be gone
+        os.write(ready_fd, json.dumps(message).encode() + b"\n")
     os.close(ready_fd)
 
 

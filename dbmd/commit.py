@@ -92,9 +92,15 @@ class _Overlay:
     def __init__(self, view: View, written: dict[bytes, bytes | None]) -> None:
         self._view = view
         self._written = written
+        self.read_errors = view.read_errors
 
     def get(self, key: bytes) -> bytes | None:
-        return self._written[key] if key in self._written else self._view.get(key)
+        if key in self._written:
+            return self._written[key]
+        try:
+            return self._view.get(key)
+        except self.read_errors as error:
+            raise _Refusal(Outcome.FAILED, Code.INTERNAL, f"the store cannot be read: {error}") from None
 
     def scan(self, span: Range, *, reverse: bool = False, values: bool = True) -> Any:  # noqa: ANN401, ARG002
         raise NotImplementedError("no effect reads a range")  # noqa: EM101
@@ -260,9 +266,7 @@ class GroupCommit:
             if each.ticket is not None:
                 reply = Reply(number, each.attempt, end.outcome, True, end.payload, end.group)  # noqa: FBT003
                 told.append(Told(each.ticket, client, reply, each.operation, each.arguments))
-            told += [
-                Told(ticket, client, Settled(tag, end.outcome, end.payload)) for ticket, tag in each.askers
-            ]
+            told += [Told(ticket, client, Settled(tag, end.outcome, end.payload)) for ticket, tag in each.askers]
         self._written.clear()
         self._admitted.clear()
         self._bytes = 0

@@ -19,7 +19,7 @@ import socket
 import sys
 import threading
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import zmq
@@ -38,7 +38,7 @@ from dbmd.protocol import Welcome
 from dbmd.rendezvous import Entry, Serving
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from dbmd.config import Config
     from dbmd.flocks import FileLock
@@ -87,17 +87,30 @@ class Daemon:
         except OSError as error:
             raise StartError("config", f"log.destination: {error}") from None
         self._logger = self.log.logger("daemon")
+        with self._announced():
+            try:
+                self._store = LevelDB.open(
+                    self._config.database.path, write_buffer_bytes=self._config.database.write_buffer_bytes
+                )
+            except OpenRefusedError as error:
+                raise StartError(error.kind, self._who_holds(error)) from None
+            try:
+                self._serve()
+            except BaseException:
+                self._store.close()
+                raise
+
+    @contextmanager
+    def _announced(self) -> Iterator[None]:
+        """Say that the database is being opened, which may take a while, until its sockets are bound."""
+        opening = None
+        with suppress(OSError, rendezvous.RendezvousError):  # a directory yet to be made is nobody else's
+            opening = rendezvous.announce(rendezvous.place_for(self._config.database.path, rendezvous.daemon_folder()))
         try:
-            self._store = LevelDB.open(
-                self._config.database.path, write_buffer_bytes=self._config.database.write_buffer_bytes
-            )
-        except OpenRefusedError as error:
-            raise StartError(error.kind, self._who_holds(error)) from None
-        try:
-            self._serve()
-        except BaseException:
-            self._store.close()
-            raise
+            yield
+        finally:
+            if opening is not None:
+                opening.release()
 
     def _serve(self) -> None:
         path = self._store.path
@@ -280,8 +293,10 @@ class Daemon:
             self._signals.add(number)
             os.eventfd_write(self._wake, 1)
 
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        watched = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        for number in watched:
             signal.signal(number, note)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, watched)  # whoever started us may have blocked them
 
     def _leave_when_alone(self) -> None:
         rendezvous.UsersLock(self._serving.place).wait_until_alone()

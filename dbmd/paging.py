@@ -139,7 +139,11 @@ class Paging:
             opened = self._ready.popleft()
             if not opened.credit:
                 continue
-            message, body = next(opened.pages)
+            try:
+                message, body = next(opened.pages)
+            except opened.snapshot.read_errors as error:
+                text = f"the store cannot be read: {error}"
+                message, body = Answers([Answer(opened.tag, Outcome.FAILED, (str(Code.INTERNAL), text))]), None
             if message is None:
                 self._ready.append(opened)
                 return None
@@ -167,7 +171,9 @@ class Paging:
             self.cancel(opened.ticket, opened.tag)
         return cuts
 
-    def _cut(self, snapshot: Snapshot, scan: Scan, tag: int, token: int) -> Iterator[tuple[Message | None, bytes | None]]:
+    def _cut(
+        self, snapshot: Snapshot, scan: Scan, tag: int, token: int
+    ) -> Iterator[tuple[Message | None, bytes | None]]:
         """Yield the pages of a scan; the last one, which may be empty, says so."""
         for number, part in enumerate(scan.segments):
             spans = part.spans[::-1] if scan.reverse else part.spans

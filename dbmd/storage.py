@@ -47,7 +47,14 @@ class CommitUnknownError(Exception):
 
 
 class View(Protocol):
-    """Reads of a store."""
+    """
+    Reads of a store.
+
+    ``read_errors`` are what a read raises where the disk is damaged. They are the engine's own, because
+    a scan is the engine's own iterator: to translate them would cost a Python call per record.
+    """
+
+    read_errors: tuple[type[Exception], ...]
 
     def get(self, key: bytes) -> bytes | None:
         """Return the value of ``key``, or ``None``."""
@@ -85,6 +92,8 @@ class Committer(View, Protocol):
 class MemorySnapshot:
     """A frozen copy of a memory store."""
 
+    read_errors: tuple[type[Exception], ...] = ()
+
     def __init__(self, records: dict[bytes, bytes]) -> None:
         self._records = records
         self._keys = sorted(records)
@@ -107,6 +116,8 @@ class MemorySnapshot:
 
 class MemoryStore:
     """A committer over a dict: durable as long as the object lives."""
+
+    read_errors: tuple[type[Exception], ...] = ()
 
     def __init__(self, records: dict[bytes, bytes] | None = None) -> None:
         self.records = dict(records or {})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,7 @@ class InProcess:
         self.closed = False
         self.exercised: set[str] = set()
         self._number = 0
+        self._lock = threading.Lock()
 
     def check_open(self) -> None:
         """Raise once closed."""
@@ -48,6 +50,10 @@ class InProcess:
 
     def request(self, operation: Operation, arguments: tuple[object, ...]) -> Result:
         """Carry one command or query through the wire's own codec."""
+        with self._lock:
+            return self._request(operation, arguments)
+
+    def _request(self, operation: Operation, arguments: tuple[object, ...]) -> Result:
         self.exercised.add(operation.name)
         body = protocol.pack_body(operation.name, arguments)
         if not operation.writes:
@@ -56,7 +62,7 @@ class InProcess:
         sent = Commands(self.client, 0, self._number, [Command(self._number, 1, self._now() + 1000, body)])
         frame = protocol.decode(protocol.encode(sent))
         assert isinstance(frame, Commands)
-        told = [self.core.admit("me", frame, each, self._now(), self._now()) for each in frame.commands][0]
+        told = self.core.admit("me", frame, frame.commands[0], self._now(), self._now())
         if told is None:
             sealed = self.core.seal(self._now())
             assert sealed is not None
@@ -112,7 +118,7 @@ class InProcess:
 
     def outcome(self, identity: str) -> tuple[str, Any]:
         """Nothing is ever unknown here."""
-        raise errors.UnknownOutcomeError("nothing is unknown in process", identity)  # noqa: EM101
+        raise errors.UnknownOutcomeError("nothing is unknown in process", identity)
 
     def close(self) -> None:
         """Close; a second call is fine."""

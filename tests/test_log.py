@@ -21,7 +21,8 @@ import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dbmd.log import KEY_SHOWN_BYTES_MAX, ConsoleRenderer, JsonRenderer, Log, Sink, escape_key, open_log
+from dbmd.log import KEY_SHOWN_BYTES_MAX, ConsoleRenderer, JsonRenderer, Log, escape_key, open_log
+from dbmd.sink import Sink
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

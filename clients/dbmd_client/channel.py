@@ -26,8 +26,8 @@ from dbmd.session import Call
 from dbmd.verbs import RefusedError as Refused
 from dbmd.verbs import Scan
 from dbmd_client import errors
-from dbmd_client.link import Link, Waiter, now_ms
-from dbmd_client.traffic import FRAME_OVERHEAD_BYTES, Asked, Commands
+from dbmd_client.link import PROBE_MS, Link, Waiter, now_ms
+from dbmd_client.traffic import FRAME_OVERHEAD_BYTES, Asked, Commands, Pages
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,7 +54,7 @@ class Channel:
         self._opening = opening
         self._closed = False
         self._pid = os.getpid()
-        self._build(now_ms() + int(timeout_s * 1000))
+        self._build(self._deadline_ms())
 
     def _build(self, deadline_ms: int) -> None:
         process = describe_process()
@@ -119,7 +119,7 @@ class Channel:
 
     def request(self, operation: Operation, arguments: tuple[object, ...]) -> Result:
         """Carry one command or query to its end; raises one of ``errors.py``."""
-        deadline_ms = now_ms() + int(self.timeout_s * 1000)
+        deadline_ms = self._deadline_ms()
         body = self._body(operation, arguments)
         if operation.writes:
             return self._command(operation, body, deadline_ms)
@@ -206,7 +206,7 @@ class Channel:
 
     def pages(self, operation: Operation, arguments: tuple[object, ...], *, again: bool) -> Iterator[Received | None]:
         """Carry a scan; with ``again`` a lost snapshot starts it anew within the deadline, which a ``None`` says."""
-        deadline_ms = now_ms() + int(self.timeout_s * 1000)
+        deadline_ms = self._deadline_ms()
         while True:
             try:
                 yield from self._scan(operation, arguments, deadline_ms if again else None)
@@ -222,40 +222,49 @@ class Channel:
         effect = operation.verb.effect(arguments, self.limits)
         assert isinstance(effect, Scan)  # noqa: S101 - the declaration says so
         link, asked = self._links["scans"], self._scans
-        until_ms = deadline_ms or now_ms() + int(self.timeout_s * 1000)
         with link.lock:
+            until_ms = deadline_ms or self._deadline_ms()
             pages = asked.scan(self._body(operation, arguments), until_ms, self.limits.page_credit_max)
         where = f"{operation.name} at {self.endpoint}"
         try:
             while True:
-                if not pages.come and not self._await(link, pages.waiter, until_ms) and not pages.come:
-                    raise errors.DeadlineError(f"{where}: no page within {self.timeout_s:g} s", Code.DEADLINE)
-                with link.lock:
-                    if not pages.come:
-                        raise errors.SnapshotLostError(f"{where}: {pages.waiter.value.text}")
-                    message, body = pages.come.popleft()
-                    if not pages.come:
-                        pages.waiter = Waiter()
-                    if isinstance(message, Page) and not message.last:
-                        link.post(protocol.encode(Credit(pages.tag, 1)))
-                if not isinstance(message, Page):
-                    raise _failure(f"{where}: {message.payload[1]}", message.payload[0])
-                yield Received(message, body, effect.segments[message.segment])
-                if message.last:
+                page, body = self._next_page(where, link, pages, deadline_ms or self._deadline_ms())
+                yield Received(page, body, effect.segments[page.segment])
+                if page.last:
                     return
-                if deadline_ms is None:
-                    until_ms = now_ms() + int(self.timeout_s * 1000)
+                if self._pid != os.getpid() or link.closed:
+                    raise errors.SnapshotLostError(f"{where}: a scan does not outlive its connection")
         finally:
-            with link.lock:
-                if asked.scans.pop(pages.tag, None) is not None:
-                    link.post(protocol.encode(Cancel(pages.tag)))
+            if self._pid == os.getpid():
+                with link.lock:
+                    if asked.scans.pop(pages.tag, None) is not None:
+                        link.post(protocol.encode(Cancel(pages.tag)))
+
+    def _next_page(self, where: str, link: Link, pages: Pages, deadline_ms: int) -> tuple[Page, Any]:
+        """Wait for a page, and give credit for the next."""
+        if not pages.come and not self._await(link, pages.waiter, deadline_ms) and not pages.come:
+            raise errors.DeadlineError(f"{where}: no page within {self.timeout_s:g} s", Code.DEADLINE)
+        with link.lock:
+            if not pages.come:
+                raise errors.SnapshotLostError(f"{where}: {pages.waiter.value.text}")
+            message, body = pages.come.popleft()
+            if not pages.come:
+                pages.waiter = Waiter()
+            if isinstance(message, Page):
+                if not message.last:
+                    link.post(protocol.encode(Credit(pages.tag, 1)))
+                return message, body
+        raise _failure(f"{where}: {message.payload[1]}", message.payload[0])
+
+    def _deadline_ms(self) -> int:
+        return now_ms() + int(self.timeout_s * 1000)
 
     def outcome(self, identity: str) -> tuple[str, Any]:
         """Settle an identity: applied with the result; refused, not applied or expired with the reason."""
         self.check_open()
         client, birth, number = identity.split(".")
         commands, link = self._commands, self._writer
-        deadline_ms = now_ms() + int(self.timeout_s * 1000)
+        deadline_ms = self._deadline_ms()
         waiter = Waiter()
         settle = Settle(secrets.randbits(48), bytes.fromhex(client), int(birth), int(number))
         with link.lock:
@@ -282,18 +291,29 @@ class Channel:
         return True
 
     def _look_after(self, link: Link, deadline_ms: int) -> None:
-        """Look whether a silent daemon is there: opened by path, find or start another when it is gone."""
-        if self._opening.still_served():
+        """
+        Look whether a silent daemon is there: opened by path, find or start another when it is gone.
+
+        A reader's endpoint may have changed with the daemon's run: the writer's welcome tells it anew.
+        """
+        if not self._opening.still_served():
+            endpoint = self._opening.reopen(time.monotonic() + (deadline_ms - now_ms()) / 1000)
+            self._writer.reset(endpoint)
+        if link is self._writer:
             return
-        endpoint = self._opening.reopen(time.monotonic() + (deadline_ms - now_ms()) / 1000)
-        link.reset(endpoint if link is self._writer else None)
+        self._writer.ask_hello()
+        self._writer.wait(Waiter(), min(deadline_ms, now_ms() + PROBE_MS))
+        welcome = self._writer.welcome
+        if welcome is not None and (link.welcome is None or link.welcome.run != welcome.run):
+            self._tell(welcome)
+            link.reset(self._sibling(next(role for role, each in self._links.items() if each is link)))
 
     def _after_fork(self) -> None:
         """Leave the parent's sockets, locks and numbers alone, and make our own."""
         _PARENTS.append((self._commands, self._points, self._scans, self._links, self._writer))
         self._pid = os.getpid()
         self._opening.after_fork()
-        self._build(now_ms() + int(self.timeout_s * 1000))
+        self._build(self._deadline_ms())
 
     def close(self) -> None:
         """Give up the identity, close the links and leave the daemon; a second call is fine."""

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from dbmd.operations import Channel
-    from dbmd.paging import Received
 
 _SCAN = REGISTRY["raw_scan"]
 
@@ -20,8 +19,6 @@ _SCAN = REGISTRY["raw_scan"]
 def _bytes(name: str, value: object) -> bytes:
     if isinstance(value, bytes):
         return value
-    if isinstance(value, bytearray | memoryview):
-        return bytes(value)
     message = f"{name} must be bytes, not {type(value).__name__}"
     raise TypeError(message)
 
@@ -108,7 +105,7 @@ class Handle:
             last = None if stop is None else _bytes("stop", stop) + (b"\x00" if include_stop else b"")
         self._channel.check_open()
         arguments = (first, last, bool(reverse), bool(include_key), bool(include_value))
-        return Iterated(self._channel.pages(_SCAN, arguments, again=False), keys=include_key, values=include_value)
+        return Iterated(self._channel, arguments)
 
     def __iter__(self) -> Iterated:
         """Iterate over everything."""
@@ -165,10 +162,10 @@ class WriteBatch:
 class Iterated:
     """An iterator over one snapshot: pairs, or keys or values alone; empty bytes-tuples with neither, as in plyvel."""
 
-    def __init__(self, pages: Iterator[Received | None], *, keys: bool, values: bool) -> None:
-        self._pages = pages
-        self._keys = keys
-        self._values = values
+    def __init__(self, channel: Channel, arguments: tuple[bytes, bytes | None, bool, bool, bool]) -> None:
+        self._channel = channel
+        self._pages = channel.pages(_SCAN, arguments, again=False)
+        self._keys, self._values = arguments[3:]
         self._ready: Iterator[Any] = iter(())
         self.closed = False
         self._turn()
@@ -194,8 +191,8 @@ class Iterated:
     def __next__(self) -> Any:  # noqa: ANN401 - a pair, a key, a value or None, as asked for
         """Return the next record."""
         if self.closed:
-            message = "the iterator is closed"
-            raise RuntimeError(message)
+            raise RuntimeError("the iterator is closed")
+        self._channel.check_open()
         while True:
             for record in self._ready:
                 return record

@@ -216,6 +216,11 @@ class Link:
 
     # --- Any thread ---
 
+    def ask_hello(self) -> None:
+        """Ask whether anybody is there, and who."""
+        with self.lock:
+            self._hello()
+
     def reset(self, endpoint: str | None = None) -> None:
         """Make the connection anew, perhaps to another endpoint."""
         with self.lock:

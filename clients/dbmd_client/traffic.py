@@ -100,8 +100,8 @@ class Asked:
     def scan(self, body: bytes, deadline_ms: int, credit: int) -> Pages:
         """Open a scan, under a new tag."""
         self._tag += 1
-        pages = self.scans[self._tag] = Pages(self._tag)
-        self._scans_due.append(ScanRequest(self._tag, deadline_ms, credit, body))
+        pages = self.scans[self._tag] = Pages(ScanRequest(self._tag, deadline_ms, credit, body))
+        self._scans_due.append(pages.request)
         return pages
 
     def outgoing(self, now: int) -> Iterable[bytes]:
@@ -134,8 +134,11 @@ class Asked:
         """Ask again what the old connection carried; its scans are lost."""
         self._offset_ms = welcome.clock_ms - now
         self._due = {tag: query for tag, (query, _) in self.queries.items()}
-        unsent = {scan.tag for scan in self._scans_due}
-        for tag in [tag for tag in self.scans if tag not in unsent]:
+        self._scans_due.clear()
+        for tag, pages in list(self.scans.items()):
+            if not pages.begun:
+                self._scans_due.append(pages.request)  # nothing of its snapshot was seen
+                continue
             lost = protocol.Answer(tag, Outcome.FAILED, (str(Code.SNAPSHOT), "the connection to the daemon was lost"))
             self.scans.pop(tag).add(lost, None)
 
@@ -148,12 +151,15 @@ class Asked:
 class Pages:
     """What has come of one scan and is not yet taken."""
 
-    def __init__(self, tag: int) -> None:
-        self.tag = tag
+    def __init__(self, request: ScanRequest) -> None:
+        self.request = request
+        self.tag = request.tag
+        self.begun = False
         self.waiter = Waiter()
         self.come: deque[tuple[Any, Any]] = deque()
 
     def add(self, message: Any, body: Any) -> None:  # noqa: ANN401
         """Queue a page, or the answer that ends it; credit bounds how many there can be."""
+        self.begun = True
         self.come.append((message, body))
         self.waiter.finish(None)

@@ -134,6 +134,11 @@ class Reader(Actor):
                 raise RefusedError(Code.OPERATION, f"{operation.name} is a scan, and is asked for as one")
             found = question.evaluate(self._source.view) if isinstance(question, Get) else self._source.facts()
             answer = Answer(query.tag, Outcome.DONE, found)
+        except self._source.view.read_errors as error:
+            self.counts["reads_failed"] += 1
+            name = operation.name if operation is not None else None
+            self._logger.error("read failed", error=str(error), operation=name)  # noqa: TRY400 - no trace: it is the disk
+            answer = Answer(query.tag, Outcome.FAILED, (str(Code.INTERNAL), f"the store cannot be read: {error}"))
         except (RefusedError, ProtocolError) as error:
             answer = _refusal(query.tag, error)
         self._note(answer.outcome, operation, arguments, arrived_us, started_us, peer.shown, query.tag)

@@ -58,6 +58,8 @@ _open_here_lock = threading.Lock()
 class LevelDBSnapshot:
     """A view of one instant; it belongs to one thread, and is closed before the handle is."""
 
+    read_errors: tuple[type[Exception], ...] = (ReadError,)
+
     def __init__(self, snapshot: Any) -> None:  # noqa: ANN401 - plyvel has no types
         self._snapshot = snapshot
         self._iterators: list[Any] = []
@@ -87,6 +89,8 @@ class LevelDB:
     ``path`` is absolute; ``identity`` is the directory's device and inode; ``torn_bytes`` counts what a power cut
     left of a batch nobody was told about, dropped at opening.
     """
+
+    read_errors: tuple[type[Exception], ...] = (ReadError,)
 
     def __init__(self, path: str, *, create: bool = True, write_buffer_bytes: int = WRITE_BUFFER_BYTES) -> None:
         self.path, self.identity = _locate(path, create=create)
