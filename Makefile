@@ -35,7 +35,7 @@ types: $(DEV)
 	$(BIN)/basedpyright
 
 test: $(DEV) ## the tests: no root, no system packages; every pure room covered by its own
-	@$(TIER) 'make test' 180 $(BIN)/pytest -p tests.rooms_covered
+	@$(TIER) 'make test' 180 $(BIN)/pytest -p tests.rooms_covered --session-timeout=360
 
 test-system: $(DEV) ## what needs system packages, root or empty environments
 	@$(TIER) 'make test-system' 1200 $(BIN)/pytest -m system --timeout=600
