@@ -173,7 +173,7 @@ def _lines(facts: dict[str, Any], counts: dict[str, int]) -> list[str]:
 def clean(path: str) -> None:
     """Remove all that is dbmd's own from the stopped database in PATH; it then forgets which commands were applied."""
     from dbmd.engines import leveldb  # noqa: PLC0415 - not for --help
-    from dbmd.verbs import RESERVED  # noqa: PLC0415
+    from dbmd.keyspaces import RESERVED  # noqa: PLC0415
 
     try:
         removed = leveldb.clean(path, RESERVED)
@@ -189,11 +189,11 @@ def repair(path: str, copy: str) -> None:
     """Repair a COPY of the damaged, stopped database in PATH, which is left as it is."""
     from rich.table import Table  # noqa: PLC0415 - not for --help
 
-    from dbmd.engines import leveldb  # noqa: PLC0415
+    from dbmd.engines import repair as repairing  # noqa: PLC0415
     from dbmd.log import escape_key  # noqa: PLC0415
 
     try:
-        repaired = leveldb.repair(path, copy)
+        repaired = repairing.repair(path, copy)
     except OpenRefusedError as error:
         _fail(str(error))
     before = repaired.before

@@ -18,8 +18,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dbmd.engines import logs
-from dbmd.engines.leveldb import LevelDB, OpenRefusedError, ReadError, clean, repair
+from dbmd.engines import OpenRefusedError, logs
+from dbmd.engines.leveldb import LevelDB, ReadError, clean
+from dbmd.engines.repair import repair
 from dbmd.storage import CommitUnknownError, Delete, MemoryStore, Put, Range, Write
 
 if TYPE_CHECKING:

@@ -1,5 +1,5 @@
 """
-LevelDB behind the storage port: open, commit, snapshot, close, clean, repair. The only plyvel import, and no policy.
+LevelDB behind the storage port: open, commit, snapshot, close, clean; no policy.
 
 Rules of the lock. LevelDB's LOCK is a POSIX record lock, which a process loses when it closes *any* descriptor
 of that file. So this module takes the lock itself, before it inspects the directory, keeps its descriptor
@@ -14,19 +14,13 @@ from __future__ import annotations
 
 import fcntl
 import itertools
-import json
-import multiprocessing
 import os
-import shutil
 import stat
 import struct
 import sys
-import tempfile
 import threading
 import weakref
-from collections import Counter
 from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,15 +31,11 @@ from dbmd.storage import CommitUnknownError, Delete, Put, Range
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-    from multiprocessing.connection import Connection
 
     from dbmd.storage import Write
 
-__all__ = ["LevelDB", "LevelDBSnapshot", "OpenRefusedError", "ReadError", "Repaired", "clean", "repair"]
-
 WRITE_BUFFER_BYTES = 32 * 1024 * 1024  # +15 % on batches over LevelDB's 4 MiB; also what a restart must read
 CLEAN_KEYS_MAX = 10_000  # keys removed by one synced batch, so that a batch stays near a megabyte
-REVIVED_KEYS_MAX = 1_000  # keys that a repair names; it counts the rest
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock of 64-bit Linux: type, whence, start, length, pid
 
 ReadError = plyvel.Error
@@ -93,15 +83,15 @@ class LevelDB:
     read_errors: tuple[type[Exception], ...] = (ReadError,)
 
     def __init__(self, path: str, *, create: bool = True, write_buffer_bytes: int = WRITE_BUFFER_BYTES) -> None:
-        self.path, self.identity = _locate(path, create=create)
+        self.path, self.identity = locate(path, create=create)
         with ExitStack() as undo:
-            _claim(self.path, self.identity, undo)
+            claim(self.path, self.identity, undo)
             try:
                 logs.census(self.path)  # no LOCK is left in a stranger's directory
-                self._lock = _lock(self.path, undo)
+                self._lock = take_lock(self.path, undo)
                 found = logs.inspect(self.path)
             except OSError as error:
-                raise _unreadable(self.path, error) from error
+                raise unreadable(self.path, error) from error
             if found.fresh and not create:
                 raise OpenRefusedError("missing", f"{self.path} holds no database")
             self.torn_bytes = found.torn_bytes
@@ -145,7 +135,7 @@ class LevelDB:
                     else:
                         batch.delete(write.key)
         except (plyvel.Error, OSError) as error:
-            raise CommitUnknownError(f"{self.path}: {_said(error)}") from error
+            raise CommitUnknownError(f"{self.path}: {said(error)}") from error
 
     def snapshot(self) -> LevelDBSnapshot:
         """Return a view of what is committed now; any thread may ask, and then owns it."""
@@ -203,17 +193,18 @@ def _inode(found: os.stat_result) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
-def _said(error: Exception) -> str:
+def said(error: Exception) -> str:
     """Return an error's words; plyvel's are bytes."""
     words = error.args[0] if len(error.args) == 1 else str(error)
     return words.decode("utf-8", "replace") if isinstance(words, bytes) else str(words)
 
 
-def _unreadable(path: str, error: Exception) -> OpenRefusedError:
-    return OpenRefusedError("unreadable", f"{path} cannot be opened: {_said(error)}")
+def unreadable(path: str, error: Exception) -> OpenRefusedError:
+    """Return the refusal for what the operating system denies."""
+    return OpenRefusedError("unreadable", f"{path} cannot be opened: {said(error)}")
 
 
-def _locate(path: str, *, create: bool) -> tuple[str, tuple[int, int]]:
+def locate(path: str, *, create: bool) -> tuple[str, tuple[int, int]]:
     """Return the absolute path and identity of the directory, which is made (0700, its name synced) where it may be."""
     if not path or "\0" in path:
         raise OpenRefusedError("missing", f"{path!r} is no path of a database")
@@ -229,7 +220,7 @@ def _locate(path: str, *, create: bool) -> tuple[str, tuple[int, int]]:
         where = directory.parent if create else directory
         raise OpenRefusedError("missing", f"{absolute} cannot be opened: {where} is not there") from error
     except OSError as error:
-        raise _unreadable(absolute, error) from error
+        raise unreadable(absolute, error) from error
     if not stat.S_ISDIR(found.st_mode):
         raise OpenRefusedError("foreign", f"{absolute} is not a database: it is not a directory")
     return absolute, _inode(found)
@@ -243,7 +234,7 @@ def _sync(directory: Path) -> None:
         os.close(descriptor)
 
 
-def _claim(path: str, identity: tuple[int, int], undo: ExitStack) -> None:
+def claim(path: str, identity: tuple[int, int], undo: ExitStack) -> None:
     """Enter the directory as open in this process, or refuse it if it is; the parent of a fork is another process."""
     with _open_here_lock:
         if _open_here.get(identity) == os.getpid():
@@ -254,7 +245,7 @@ def _claim(path: str, identity: tuple[int, int], undo: ExitStack) -> None:
     undo.callback(_open_here.pop, identity, None)
 
 
-def _lock(path: str, undo: ExitStack) -> int:
+def take_lock(path: str, undo: ExitStack) -> int:
     """Take LevelDB's own LOCK before it does, so that nobody writes during the inspection; return the descriptor."""
     lock = os.open(f"{path}/LOCK", os.O_RDWR | os.O_CREAT, 0o600)
     undo.callback(os.close, lock)
@@ -289,13 +280,13 @@ def _open(path: str, found: logs.Inspection, lock: int, write_buffer_bytes: int)
             plyvel.DB(name, paranoid_checks=False, **options).close()
         return plyvel.DB(name, paranoid_checks=True, **options)
     except plyvel.CorruptionError as error:
-        raise logs.damaged(path, _said(error)) from error
+        raise logs.damaged(path, said(error)) from error
     except plyvel.IOError as error:
-        if "lock" in _said(error):
+        if "lock" in said(error):
             raise _held(path, lock) from error
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
     except plyvel.Error as error:
-        raise OpenRefusedError("foreign", f"{path} is not a database of ours: {_said(error)}") from error
+        raise OpenRefusedError("foreign", f"{path} is not a database of ours: {said(error)}") from error
 
 
 def clean(path: str, prefix: bytes) -> int:
@@ -314,139 +305,3 @@ def clean(path: str, prefix: bytes) -> int:
             database.commit(deletes)
             removed += len(deletes)
     return removed
-
-
-@dataclass(frozen=True, slots=True)
-class Repaired:
-    """
-    What a repair found, per first byte of the keys (``b""`` for the empty key).
-
-    ``before`` is what the damaged database still proves: the tables of its MANIFEST and every whole batch of its
-    live logs; ``None`` where the MANIFEST or a table is lost, and then nobody can tell which keys are revived.
-    """
-
-    copy: str
-    before: dict[bytes, int] | None
-    after: dict[bytes, int]
-    revived: int | None  # keys that ``before`` does not hold: deleted once, and back from the dead
-    revived_keys: tuple[bytes, ...]  # the first of them, at most ``REVIVED_KEYS_MAX``
-    dropped_bytes: int  # of logs, in batches that are not whole
-
-
-def repair(path: str, copy: str) -> Repaired:
-    """
-    Repair a copy of the database at ``path``, which is left as it is, in a child process.
-
-    LevelDB's repair reads logs without looking at their checksums, so the copy's logs hold whole batches only. The
-    child is for its sake too: on bad enough input it crashes.
-    """
-    source, identity = _locate(path, create=False)
-    target = Path(copy).absolute()
-    if target.resolve().is_relative_to(Path(source).resolve()):
-        raise OpenRefusedError("foreign", f"{target} lies in {source}: a repair makes a copy beside it")
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise OpenRefusedError("foreign", f"{target} is not empty: a repair makes a new copy")
-    with ExitStack() as undo:
-        _claim(source, identity, undo)
-        try:
-            if not any(map(logs.is_ours, logs.census(source))):
-                raise OpenRefusedError("missing", f"{source} holds no database")
-            _lock(source, undo)
-            target.mkdir(mode=0o700, exist_ok=True)
-            dropped_bytes = _copy(Path(source), target)
-            scratch = undo.enter_context(tempfile.TemporaryDirectory(dir=target.parent, prefix=f"{target.name}."))
-            _link(target, Path(scratch))
-        except OSError as error:
-            raise _unreadable(source, error) from error
-        return _in_child(source, str(target), scratch, dropped_bytes)
-
-
-def _copy(source: Path, target: Path) -> int:
-    """Copy what is LevelDB's, and of each log its whole batches; return the bytes of logs left behind."""
-    dropped_bytes = 0
-    for name in filter(logs.is_ours, sorted(os.listdir(source))):  # noqa: PTH208 - names are what is wanted
-        batches: list[bytes] = []
-        if name.endswith(".log"):
-            found = logs.survey(str(source / name), record_bytes_min=logs.BATCH_BYTES_MIN, keep=batches)
-            if found.bad_at is not None:
-                whole = logs.encode(batches)
-                (target / name).write_bytes(whole)
-                dropped_bytes += max(0, found.size_bytes - len(whole))
-                continue
-        shutil.copyfile(source / name, target / name)
-    return dropped_bytes
-
-
-def _link(copy: Path, scratch: Path) -> None:
-    """
-    Fill the directory in which the child reads the state before the repair; a lost CURRENT names the newest MANIFEST.
-
-    Hard links are enough, for LevelDB never writes into a file it finds.
-    """
-    manifests = []
-    for name in filter(logs.is_ours, sorted(os.listdir(copy))):  # noqa: PTH208
-        (scratch / name).hardlink_to(copy / name)
-        if name.startswith("MANIFEST-"):
-            manifests.append((int(name.partition("-")[2]), name))
-    if manifests and not (scratch / "CURRENT").exists():
-        (scratch / "CURRENT").write_text(f"{max(manifests)[1]}\n", "ascii")
-
-
-def _in_child(source: str, copy: str, scratch: str, dropped_bytes: int) -> Repaired:
-    spawn = multiprocessing.get_context("spawn")
-    ours, theirs = spawn.Pipe(duplex=False)
-    child = spawn.Process(target=_repair_here, args=(copy, scratch, theirs), name="dbmd-repair")
-    child.start()
-    theirs.close()
-    try:
-        told = json.loads(ours.recv_bytes())
-    except EOFError:
-        told = {"error": "the repair died"}
-    finally:
-        ours.close()
-        child.join()
-    if "error" in told:
-        raise OpenRefusedError("damaged", f"{source} cannot be repaired: {told['error']} (exit code {child.exitcode})")
-    before, after = (
-        None if counts is None else {bytes.fromhex(first): count for first, count in counts.items()}
-        for counts in (told["before"], told["after"])
-    )
-    keys = tuple(bytes.fromhex(key) for key in told["revived_keys"])
-    return Repaired(copy, before, after or {}, told["revived"], keys, dropped_bytes)
-
-
-def _repair_here(copy: str, scratch: str, answer: Connection) -> None:
-    """Repair ``copy`` and compare it with ``scratch``; what is told is JSON, for the files may be hostile."""
-    told: dict[str, Any]
-    try:
-        # Strict, because only then does it look at the checksums of tables.
-        plyvel.repair_db(os.fsencode(copy), paranoid_checks=True, compression=None)
-        with closing(plyvel.DB(os.fsencode(copy), compression=None)) as after:
-            told = {"before": None, "after": _counts(after), "revived": None, "revived_keys": []}
-            with suppress(plyvel.Error), closing(plyvel.DB(os.fsencode(scratch), compression=None)) as before:
-                told["before"] = _counts(before)
-                revived = _missing(_keys(before), _keys(after))
-                told["revived_keys"] = [key.hex() for key in itertools.islice(revived, REVIVED_KEYS_MAX)]
-                told["revived"] = len(told["revived_keys"]) + sum(1 for _ in revived)
-    except plyvel.Error as error:
-        told = {"error": _said(error)}
-    answer.send_bytes(json.dumps(told).encode())
-
-
-def _keys(database: Any) -> Iterator[bytes]:  # noqa: ANN401
-    keys: Iterator[bytes] = database.iterator(include_value=False, fill_cache=False)
-    return keys
-
-
-def _counts(database: Any) -> dict[str, int]:  # noqa: ANN401
-    return dict(Counter(key[:1].hex() for key in _keys(database)))
-
-
-def _missing(known: Iterator[bytes], keys: Iterator[bytes]) -> Iterator[bytes]:
-    """Yield those of ``keys`` that are not ``known``; both are in order."""
-    newest = next(known, None)
-    for key in keys:
-        while newest is not None and newest < key:
-            newest = next(known, None)
-        if newest != key:
-            yield key
