@@ -23,14 +23,15 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dbmd import identities, operations, protocol
+from dbmd.effects import Append, Batch, Effect, RefusedError, Replace
 from dbmd.identities import BARRED, Completion, Identities, InHand, digest_of
+from dbmd.keyspaces import RESERVED, RESERVED_RANGE
 from dbmd.protocol import Code, Outcome, ProtocolError, Reply, Settled
 from dbmd.storage import Delete, Put, Range, View, Write
-from dbmd.verbs import RESERVED, RESERVED_RANGE, Append, Batch, Effect, RefusedError, Replace
 
 if TYPE_CHECKING:
     from dbmd.limits import Limits
-    from dbmd.operations import Operation
+    from dbmd.manners import Operation
     from dbmd.protocol import Command, Commands, Settle
 
 STATE_KEY = RESERVED + b"s"

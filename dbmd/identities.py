@@ -21,9 +21,10 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dbmd import protocol
+from dbmd.effects import RefusedError
+from dbmd.keyspaces import RESERVED, under
 from dbmd.protocol import Code
 from dbmd.storage import Delete, Put, Write
-from dbmd.verbs import RESERVED, RefusedError, under
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -120,7 +121,9 @@ class Identities:
             if number < lowest:
                 raise RefusedError(Code.EXPIRED, f"number {number} is below its client's floor {lowest}")
         if number >= lowest + self._limits.client_window:
-            text = f"client_window is {self._limits.client_window}, number {number} is that far above the floor {lowest}"
+            text = (
+                f"client_window is {self._limits.client_window}, number {number} is that far above the floor {lowest}"
+            )
             raise RefusedError(Code.WINDOW, text)
         return None
 
@@ -129,7 +132,9 @@ class Identities:
             text = f"this client was born {(uptime_ms - birth) // 1000} s ago; outcomes are kept {self._expiry_ms // 1000} s"
             raise RefusedError(Code.EXPIRED, text)
         if len(self._clients) >= self._limits.clients_remembered_max:
-            raise RefusedError(Code.BUSY, f"clients_remembered_max is {self._limits.clients_remembered_max}, all are taken")
+            raise RefusedError(
+                Code.BUSY, f"clients_remembered_max is {self._limits.clients_remembered_max}, all are taken"
+            )
 
     def admit(  # noqa: PLR0913 - an identity and its outcome
         self,

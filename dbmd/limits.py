@@ -35,7 +35,9 @@ class Limits:
     page_bytes_max: int = _limit(512 * KIB, 4 * KIB, 16 * MIB, "a page ends at the record that reaches it")
     page_credit_max: int = _limit(4, 1, 64, "pages of one scan on their way at once")
     scan_lease_s_max: int = _limit(60, 1, 86_400, "silence after which an unfinished scan is dropped")
-    snapshot_age_s_max: int = _limit(3600, 1, 86_400, "a snapshot older than this is cut: it keeps deleted data on disk")
+    snapshot_age_s_max: int = _limit(
+        3600, 1, 86_400, "a snapshot older than this is cut: it keeps deleted data on disk"
+    )
     identity_expiry_s: int = _limit(86_400, 1, 31_536_000, "the daemon's own uptime for which outcomes are remembered")
     disk_free_bytes_min: int = _limit(128 * MIB, 0, 1 << 40, "stores are refused below it: recovery must write a table")
     log_buffer_bytes_max: int = _limit(8 * MIB, 64 * KIB, 1024 * MIB, "log lines waiting for a sink that blocks")

@@ -11,146 +11,21 @@ from __future__ import annotations
 
 import functools
 import inspect
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, ParamSpec, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 from dbmd import values, verbs
-from dbmd.paging import CorruptRecordError, Received
-from dbmd.protocol import Code, Outcome
-from dbmd.verbs import APPOINTMENTS, ENTRIES, FLAGS, LOCATOR_MAPS, RESPONDER_BLOCK, TRACKERS, WATCHER_BLOCK
+from dbmd.effects import segment
+from dbmd.keyspaces import APPOINTMENTS, ENTRIES, FLAGS, LOCATOR_MAPS, RESPONDER_BLOCK, TRACKERS, WATCHER_BLOCK
+from dbmd.manners import RAISES, Operation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from dbmd.manners import Channel
+    from dbmd.paging import Received
+
 P = ParamSpec("P")
 R = TypeVar("R")
-
-RAISES: Final = object()
-
-
-class Result(NamedTuple):
-    """What a channel brings back: done or refused, with its payload and the request's identity for the log."""
-
-    outcome: Outcome
-    payload: Any
-    identity: str
-
-
-class Channel(Protocol):
-    """What an operation needs of whatever carries it."""
-
-    def request(self, operation: Operation, arguments: tuple[object, ...]) -> Result:
-        """Carry one command or point query; raises when it failed or its outcome is unknown."""
-
-    def pages(self, operation: Operation, arguments: tuple[object, ...], *, again: bool) -> Iterator[Received | None]:
-        """Carry a scan; with ``again`` a lost snapshot starts it anew, which a ``None`` says."""
-
-    @property
-    def closed(self) -> bool:
-        """Say whether it was closed."""
-
-    def check_open(self) -> None:
-        """Raise ``RuntimeError`` once closed."""
-
-    def outcome(self, identity: str) -> tuple[str, Any]:
-        """Settle an identity."""
-
-    def close(self) -> None:
-        """Close; a second call is fine."""
-
-    def refuse(self, operation: Operation, result: Result) -> Exception:
-        """Return the exception for a refusal that the caller must see."""
-
-
-class Logger(Protocol):
-    """What an operation needs of ``manager.logger``."""
-
-    def info(self, event: str, **fields: object) -> Any:  # noqa: ANN401
-        """Emit at info."""
-
-    def error(self, event: str, **fields: object) -> Any:  # noqa: ANN401
-        """Emit at error."""
-
-
-@dataclass(frozen=True, slots=True)
-class Operation:
-    """One thing that can be asked, as declared."""
-
-    name: str
-    verb: verbs.Verb
-    signature: inspect.Signature
-    returns: Any
-    wrong_type: Any
-    says: str
-    refused_level: str
-    missing_level: str
-    corrupt: Any
-    collect: Callable[[Operation, tuple[Any, ...], Iterator[Received | None]], Any] | None
-
-    @property
-    def writes(self) -> bool:
-        """Say whether this is a command, which carries an identity, and not a query."""
-        return self.verb.role == "writer"
-
-    def perform(self, channel: Channel, logger: Logger, arguments: tuple[Any, ...]) -> Any:  # noqa: ANN401
-        """Do it through ``channel``, with the manners of the method."""
-        try:
-            wire = self.verb.encode(*arguments)
-        except TypeError as error:
-            if self.refused_level:
-                self._log(logger, self.refused_level, f"{self.name} refused: {error}", ())
-            if self.wrong_type is RAISES:
-                raise
-            return self.wrong_type
-        try:
-            channel.check_open()
-        except RuntimeError as error:
-            logger.error(f"{self.name} refused: {error}")
-            raise
-        if self.collect is not None:
-            return self.collect(self, arguments, channel.pages(self, wire, again=True))
-        if isinstance(self.verb, verbs.DeleteMany | verbs.PutMany) and not wire:
-            return None
-        return self._finish(channel, logger, arguments, wire, channel.request(self, wire))
-
-    def _finish(
-        self, channel: Channel, logger: Logger, arguments: tuple[Any, ...], wire: tuple[Any, ...], result: Result
-    ) -> Any:  # noqa: ANN401
-        if result.outcome != Outcome.DONE:
-            if result.payload[0] == Code.PRECONDITION:
-                self._log(logger, self.refused_level or "error", f"{self.name} refused: {result.payload[1]}", wire, result)
-                return None
-            raise channel.refuse(self, result)
-        if self.writes:
-            if self.says:
-                self._log(logger, "info", self.says, wire, result)
-            return self.returns
-        if result.payload is None:
-            if self.missing_level:
-                self._log(logger, self.missing_level, f"{self.verb.keyspace.name}: no such record", wire, result)
-            return None
-        try:
-            return self.verb.decode(result.payload, arguments)
-        except ValueError as error:
-            key = self.verb.key(wire[0] if wire else b"")
-            if self.corrupt is RAISES:
-                message = f"the record under key {key!r} is corrupt: {error}"
-                raise CorruptRecordError(message) from error
-            self._log(logger, "error", f"{self.verb.keyspace.name}: the record is corrupt: {error}", wire, result)
-            return self.corrupt
-
-    def _log(
-        self, logger: Logger, level: str, event: str, wire: tuple[Any, ...], result: Result | None = None
-    ) -> None:
-        """Emit one line for each subject, with the request's identity so that it joins up with the daemon's."""
-        emit = logger.info if level == "info" else logger.error
-        subject = self.verb.keyspace.subject
-        if result is None:
-            emit(event)
-            return
-        for each in self.verb.subjects(wire):
-            emit(event, identity=result.identity, **{subject: each.decode(errors="backslashreplace")})
-
 
 REGISTRY: dict[str, Operation] = {}
 
@@ -287,13 +162,11 @@ class AppointmentOperations(EntryOperations):
     def load_responder_tracker(self, uuid: str) -> Any:  # noqa: ANN401
         """Load a tracker, or None."""
 
-    @operation(
-        verbs.ScanKeyspaces(verbs.segment(FLAGS, values=False), verbs.segment(APPOINTMENTS)), collect=_untriggered
-    )
+    @operation(verbs.ScanKeyspaces(segment(FLAGS, values=False), segment(APPOINTMENTS)), collect=_untriggered)
     def load_watcher_appointments(self, include_triggered: bool = False) -> dict[str, Any]:  # noqa: FBT001, FBT002
         """Load all appointments, indexed by uuid; those flagged as triggered only if asked for."""
 
-    @operation(verbs.ScanKeyspaces(verbs.segment(TRACKERS)), collect=_documents)
+    @operation(verbs.ScanKeyspaces(segment(TRACKERS)), collect=_documents)
     def load_responder_trackers(self) -> dict[str, Any]:
         """Load all trackers, indexed by uuid."""
 
@@ -373,7 +246,7 @@ class AppointmentOperations(EntryOperations):
     def batch_create_triggered_appointment_flag(self, uuids: Iterable[str]) -> None:
         """Flag many appointments as triggered, all or none."""
 
-    @operation(verbs.ScanKeyspaces(verbs.segment(FLAGS, values=False)), collect=_names)
+    @operation(verbs.ScanKeyspaces(segment(FLAGS, values=False)), collect=_names)
     def load_all_triggered_flags(self) -> list[str]:
         """Load the uuids of all appointments flagged as triggered, in key order."""
 
@@ -401,7 +274,7 @@ class RawOperations(Operations):
         """Apply puts and deletes (a None value), all or none."""
 
     @operation(verbs.ScanRange())
-    def raw_scan(self, start: bytes, stop: bytes | None, reverse: bool, keys: bool, with_values: bool) -> None:  # noqa: FBT001, PLR0913
+    def raw_scan(self, start: bytes, stop: bytes | None, reverse: bool, keys: bool, with_values: bool) -> None:  # noqa: FBT001
         """Read a range; the handle's iterator takes its pages."""
 
 

@@ -19,8 +19,9 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dbmd import values
+from dbmd.effects import Count, RefusedError, Scan, Segment
+from dbmd.keyspaces import KEYSPACES, beside_reserved
 from dbmd.protocol import Answer, Answers, Code, Outcome, Page
-from dbmd.verbs import KEYSPACES, Count, RefusedError, Scan, Segment, beside_reserved
 from dbmd.storage import Range
 
 if TYPE_CHECKING:

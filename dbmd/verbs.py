@@ -1,205 +1,44 @@
 """
-The few kinds of effect, each with its caller's half and its store's half, and the keyspaces.
+The kinds of operation, each with its caller's half and its store's half side by side.
 
 The caller's half (``encode``, ``decode``) turns a method's arguments into bytes and a
 payload into its result; it runs in the client. The store's half (``effect``) turns untrusted wire
-arguments into an effect, and ``Batch``, ``Append`` and ``Replace`` evaluate themselves against a
-view: they run in the writer, and their outcome is recorded. JSON stays in the caller's half,
-except for the two locator-map verbs, whose lists the store's half reads and writes itself.
+arguments into an effect, which runs in the daemon. JSON stays in the caller's half, except for the
+two locator-map verbs, whose lists the effects read and write themselves.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 from dbmd import values
+from dbmd.effects import (
+    Append,
+    Batch,
+    Count,
+    Get,
+    RefusedError,
+    Replace,
+    Scan,
+    Segment,
+    Status,
+    check_deleted,
+    check_key,
+    check_value,
+    segment,
+)
+from dbmd.keyspaces import ENTRIES, Keyspace, beside_reserved
 from dbmd.protocol import Code
-from dbmd.storage import Delete, Put, Range, View, Write
+from dbmd.storage import Delete, Put, Range
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from dbmd.effects import Effect, Question
     from dbmd.limits import Limits
+    from dbmd.storage import Write
 
-# No UTF-8 text holds these bytes, so no `str` key can meet what is ours.
-RESERVED = b"\xff\xfe" + bytes.fromhex("92c2cd50d3d59af0180339252651")
-
-
-def after(prefix: bytes) -> bytes | None:
-    """Return the first key behind every key that begins with ``prefix``; ``None`` is the end of the store."""
-    trimmed = prefix.rstrip(b"\xff")
-    return trimmed[:-1] + bytes([trimmed[-1] + 1]) if trimmed else None
-
-
-def under(prefix: bytes) -> Range:
-    """Return the range of all keys that begin with ``prefix``."""
-    return Range(prefix, after(prefix))
-
-
-RESERVED_RANGE = under(RESERVED)
-
-
-class Keyspace(NamedTuple):
-    """Keys that begin with ``prefix``; ``subject`` is what the rest of such a key identifies."""
-
-    name: str
-    prefix: bytes
-    subject: str = "key"
-    whole: bool = False
-
-
-APPOINTMENTS = Keyspace("appointments", b"w", "uuid")
-TRACKERS = Keyspace("trackers", b"r", "uuid")
-LOCATOR_MAPS = Keyspace("locator_maps", b"m", "locator")
-FLAGS = Keyspace("triggered_flags", b"ta", "uuid")
-WATCHER_BLOCK = Keyspace("watcher_last_block", b"bw", whole=True)
-RESPONDER_BLOCK = Keyspace("responder_last_block", b"br", whole=True)
-USERS = Keyspace("users", b"u", "user")
-ENTRIES = Keyspace("entries", b"")
-KEYSPACES = (APPOINTMENTS, TRACKERS, LOCATOR_MAPS, FLAGS, WATCHER_BLOCK, RESPONDER_BLOCK, USERS)
-
-
-class RefusedError(Exception):
-    """A request that is wrong whatever the state, or whose precondition does not hold."""
-
-    def __init__(self, code: Code, text: str) -> None:
-        super().__init__(text)
-        self.code = code
-        self.text = text
-
-
-# --- What the pure core does to a store ---
-
-
-class Batch(NamedTuple):
-    """Puts and deletes, all or none."""
-
-    writes: tuple[Write, ...]
-
-    def evaluate(self, view: View, limits: Limits) -> tuple[tuple[Write, ...], object]:  # noqa: ARG002 - a blind effect
-        """Return the writes and the payload."""
-        return self.writes, None
-
-
-class Append(NamedTuple):
-    """Put ``item`` at the end of the JSON list under ``key``, unless it is there."""
-
-    key: bytes
-    item: str
-
-    def evaluate(self, view: View, limits: Limits) -> tuple[tuple[Write, ...], object]:
-        """Return the writes and the payload; raises ``RefusedError``."""
-        items = _stored_list(view, self.key) or []
-        if self.item in items:
-            return (), None
-        value = values.encode([*items, self.item])
-        check_value(value, limits)
-        return (Put(self.key, value),), None
-
-
-class Replace(NamedTuple):
-    """Set the JSON list under ``key`` to ``items``, which must all be in it."""
-
-    key: bytes
-    items: tuple[str, ...]
-
-    def evaluate(self, view: View, limits: Limits) -> tuple[tuple[Write, ...], object]:
-        """Return the writes and the payload; raises ``RefusedError``."""
-        current = _stored_list(view, self.key)
-        if current is None:
-            raise RefusedError(Code.PRECONDITION, f"there is no list under key {self.key!r}")
-        known = {item for item in current if isinstance(item, str)}
-        strangers = [item for item in self.items if item not in known]
-        if strangers or not self.items:
-            text = f"not a subset of the list under key {self.key!r}: {strangers[0]!r}" if strangers else "an empty list"
-            raise RefusedError(Code.PRECONDITION, text)
-        value = values.encode(list(self.items))
-        check_value(value, limits)
-        return (Put(self.key, value),), None
-
-
-class Get(NamedTuple):
-    """Read one key; what is reserved is not there."""
-
-    key: bytes
-
-    def evaluate(self, view: View) -> bytes | None:
-        """Return the value, or ``None``."""
-        return None if self.key.startswith(RESERVED) else view.get(self.key)
-
-
-class Segment(NamedTuple):
-    """One keyspace of a scan: its spans in key order, the prefix its keys are told without, and whether values are."""
-
-    prefix: bytes
-    spans: tuple[Range, ...]
-    values: bool
-
-
-class Scan(NamedTuple):
-    """Read segments one after the other, from one snapshot."""
-
-    segments: tuple[Segment, ...]
-    reverse: bool = False
-    keys: bool = True
-
-
-class Count(NamedTuple):
-    """Count the records of every keyspace, from one snapshot."""
-
-
-class Status(NamedTuple):
-    """Tell how the daemon is."""
-
-
-Effect: TypeAlias = Batch | Append | Replace
-Question: TypeAlias = Get | Scan | Count | Status
 Role: TypeAlias = Literal["writer", "points", "scans"]
-
-
-def _stored_list(view: View, key: bytes) -> list[Any] | None:
-    stored = view.get(key)
-    if stored is None:
-        return None
-    try:
-        items = values.decode(stored)
-    except ValueError as error:
-        raise RefusedError(Code.CORRUPT, f"the record under key {key!r} is corrupt: {error}") from None
-    if not isinstance(items, list):
-        raise RefusedError(Code.CORRUPT, f"the record under key {key!r} is corrupt: not a JSON list")
-    return items
-
-
-def check_key(key: bytes, limits: Limits) -> bytes:
-    """Return ``key``, fit to be written, or raise ``RefusedError`` naming the limit."""
-    if len(key) > limits.key_bytes_max:
-        text = f"key_bytes_max is {limits.key_bytes_max}, this key has {len(key)} bytes"
-        raise RefusedError(Code.LIMIT, text)
-    if key.startswith(RESERVED):
-        raise RefusedError(Code.RESERVED, f"keys under {RESERVED!r} are dbmd's own")
-    return key
-
-
-def check_value(value: bytes, limits: Limits) -> bytes:
-    """Return ``value``, fit to be written, or raise ``RefusedError`` naming the limit."""
-    if len(value) > limits.value_bytes_max:
-        text = f"value_bytes_max is {limits.value_bytes_max}, this value has {len(value)} bytes"
-        raise RefusedError(Code.LIMIT, text)
-    return value
-
-
-def beside_reserved(span: Range) -> tuple[Range, ...]:
-    """Return ``span`` without the reserved keys, in key order; empty parts are left out."""
-    stop = RESERVED_RANGE.stop
-    before = Range(span.start, RESERVED if span.stop is None else min(span.stop, RESERVED))
-    behind = Range(span.start if stop is None else max(span.start, stop), span.stop)
-    return tuple(part for part in (before, behind) if part.stop is None or part.start < part.stop)
-
-
-def segment(keyspace: Keyspace, *, values: bool = True, prefix: bytes = b"") -> Segment:
-    """Return the whole of a keyspace (or of ``prefix`` within it) as a segment."""
-    prefix = keyspace.prefix + prefix
-    return Segment(prefix, beside_reserved(under(prefix)), values)
 
 
 def _wire(arguments: tuple[object, ...], *types: type) -> tuple[Any, ...]:
@@ -215,7 +54,7 @@ def _wire(arguments: tuple[object, ...], *types: type) -> tuple[Any, ...]:
 
 def _each(items: Iterable[object], wanted: type, limit: int, name: str) -> None:
     count = 0
-    for count, item in enumerate(items, 1):  # noqa: B007 - the count is used behind the loop
+    for count, item in enumerate(items, 1):
         if type(item) is not wanted:
             raise RefusedError(Code.TYPE, f"item {count} must be {wanted.__name__}, not {type(item).__name__}")
     if count > limit:
@@ -224,10 +63,14 @@ def _each(items: Iterable[object], wanted: type, limit: int, name: str) -> None:
 
 def text(argument: object) -> bytes:
     """Return a ``str`` as UTF-8; raises ``TypeError``, and ``UnicodeEncodeError`` for a lone surrogate."""
+    return check_text(argument).encode()
+
+
+def check_text(argument: object) -> str:
+    """Return a ``str`` as it is; raises ``TypeError``."""
     if not isinstance(argument, str):
-        message = f"must be str, not {type(argument).__name__}"
-        raise TypeError(message)
-    return argument.encode()
+        raise TypeError(f"must be str, not {type(argument).__name__}")
+    return argument
 
 
 def read_text(data: bytes) -> str:
@@ -337,8 +180,9 @@ class PutEntry(PutOne):
     """Write one record of any keyspace: ``(key, value, prefix)``."""
 
     def encode(self, key: object, value: object, prefix: object = None) -> tuple[object, ...]:
-        rest, data = text(key), text(value)
-        return (prefixed(rest, prefix), data)
+        for argument in (key, value, "" if prefix is None else prefix):
+            check_text(argument)  # all of them, before anything is encoded
+        return (prefixed(text(key), prefix), text(value))
 
 
 class DeleteOne(Verb):
@@ -350,10 +194,7 @@ class DeleteOne(Verb):
         return (text(arguments[0]),)
 
     def effect(self, arguments: tuple[object, ...], limits: Limits) -> Batch:  # noqa: ARG002 - longer keys may be there
-        key = self.key(_wire(arguments, bytes)[0])
-        if key.startswith(RESERVED):
-            raise RefusedError(Code.RESERVED, f"keys under {RESERVED!r} are dbmd's own")
-        return Batch((Delete(key),))
+        return Batch((Delete(check_deleted(self.key(_wire(arguments, bytes)[0]))),))
 
 
 class DeleteEntry(DeleteOne):
@@ -386,7 +227,6 @@ class _Many(Verb):
 class PutMany(_Many):
     """Write an empty record for each id."""
 
-
     def write(self, key: bytes, limits: Limits) -> Write:
         return Put(check_key(key, limits), b"")
 
@@ -402,7 +242,7 @@ class DeleteMany(_Many):
     """Remove the record of each id."""
 
     def write(self, key: bytes, limits: Limits) -> Write:  # noqa: ARG002 - longer keys may be there
-        return Delete(key)
+        return Delete(check_deleted(key))
 
 
 class AppendOne(Verb):
@@ -454,12 +294,10 @@ class WriteBatch(Verb):
     def _writes(self, arguments: tuple[Any, ...], limits: Limits) -> Iterator[Write]:
         for pair in arguments:
             key, value = _wire(pair, bytes, type(None) if pair[1:] == (None,) else bytes)
-            if value is not None:
-                yield Put(check_key(key, limits), check_value(value, limits))
-            elif key.startswith(RESERVED):
-                raise RefusedError(Code.RESERVED, f"keys under {RESERVED!r} are dbmd's own")
+            if value is None:
+                yield Delete(check_deleted(key))
             else:
-                yield Delete(key)
+                yield Put(check_key(key, limits), check_value(value, limits))
 
     def subjects(self, arguments: tuple[Any, ...]) -> tuple[bytes, ...]:
         return tuple(key for key, _ in arguments)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from dbmd.verbs import RESERVED
+from dbmd.keyspaces import RESERVED
 from tests.contract import Contract, Database
 
 NOT_BYTES: list[Any] = ["text", None, 5, bytearray(b"a"), memoryview(b"a")]

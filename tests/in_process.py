@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 from dbmd import protocol
 from dbmd.commit import GroupCommit
+from dbmd.effects import Count, Get, Scan
 from dbmd.identities import shown
 from dbmd.limits import Limits
-from dbmd.operations import Result
+from dbmd.manners import Result
 from dbmd.paging import Paging, Received
 from dbmd.protocol import Command, Commands, Credit, Outcome, Page, Reply
-from dbmd.verbs import Count, Get, Scan
 from dbmd_client import AppointmentsDBM, errors
 from dbmd_client.channel import _refusal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from dbmd.operations import Operation
+    from dbmd.manners import Operation
     from dbmd.storage import Committer
 
 

@@ -15,9 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dbmd.engines.leveldb import LevelDB
+from dbmd.keyspaces import RESERVED
 from dbmd.operations import REGISTRY
 from dbmd.storage import Delete, MemoryStore, Put, Range
-from dbmd.verbs import RESERVED
 from dbmd_client.databases import Administration, AppointmentsDBM
 from tests.contract import CALLS, LOCATOR, UUID, DocumentsContract
 from tests.contract_entries import ClosingContract, EntriesContract, LimitsContract

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from dbmd import protocol
 from dbmd.identities import shown
+from dbmd.effects import RefusedError as Refused
+from dbmd.effects import Scan
 from dbmd.limits import Limits
-from dbmd.operations import Result
+from dbmd.manners import Result
 from dbmd.paging import Received
 from dbmd.protocol import Cancel, Code, Credit, Error, Goodbye, Outcome, Page, Settle, Settled
 from dbmd.session import Call
-from dbmd.verbs import RefusedError as Refused
-from dbmd.verbs import Scan
 from dbmd_client import errors
 from dbmd_client.link import PROBE_MS, Link, Waiter, now_ms
 from dbmd_client.traffic import FRAME_OVERHEAD_BYTES, Asked, Commands, Pages
@@ -32,7 +32,7 @@ from dbmd_client.traffic import FRAME_OVERHEAD_BYTES, Asked, Commands, Pages
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from dbmd.operations import Operation
+    from dbmd.manners import Operation
     from dbmd.protocol import Welcome
     from dbmd_client.opening import Opening
 

@@ -15,7 +15,7 @@ from dbmd_client.opening import Opening
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from dbmd.operations import Channel as Carrier
+    from dbmd.manners import Channel as Carrier
 
 TIMEOUT_S = 30.0
 

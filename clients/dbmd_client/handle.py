@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Self
 
+from dbmd.keyspaces import after
 from dbmd.operations import REGISTRY, RawOperations
-from dbmd.verbs import after
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import TracebackType
 
-    from dbmd.operations import Channel
+    from dbmd.manners import Channel
 
 _SCAN = REGISTRY["raw_scan"]
 

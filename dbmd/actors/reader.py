@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dbmd import operations, protocol
 from dbmd.actors.actor import IDLE_MS, Actor, Nature, Peer, clock_ms, now_us
+from dbmd.effects import Count, Get, RefusedError, Scan, Status
 from dbmd.paging import Paging
 from dbmd.protocol import Answer, Answers, Cancel, Code, Credit, Outcome, Page, ProtocolError, Queries, ScanRequest
-from dbmd.verbs import Count, Get, RefusedError, Scan, Status
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     import zmq
 
-    from dbmd.operations import Operation
+    from dbmd.effects import Question
+    from dbmd.manners import Operation
     from dbmd.protocol import Query
     from dbmd.storage import Snapshot, View
-    from dbmd.verbs import Question
 
 TOKEN_BITS = 62
 

@@ -1,0 +1,144 @@
+"""
+How an operation behaves at its caller: what each outcome comes back as, and what is logged.
+
+The rules are CONTRACT tables turned into fields of ``Operation``, which a declaration fills in; here they are obeyed, once for all operations.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+
+from dbmd import verbs
+from dbmd.paging import CorruptRecordError, Received
+from dbmd.protocol import Code, Outcome
+
+if TYPE_CHECKING:
+    import inspect
+    from collections.abc import Callable, Iterator
+
+RAISES: Final = object()
+
+
+class Result(NamedTuple):
+    """What a channel brings back: done or refused, with its payload and the request's identity for the log."""
+
+    outcome: Outcome
+    payload: Any
+    identity: str
+
+
+class Channel(Protocol):
+    """What an operation needs of whatever carries it."""
+
+    def request(self, operation: Operation, arguments: tuple[object, ...]) -> Result:
+        """Carry one command or point query; raises when it failed or its outcome is unknown."""
+
+    def pages(self, operation: Operation, arguments: tuple[object, ...], *, again: bool) -> Iterator[Received | None]:
+        """Carry a scan; with ``again`` a lost snapshot starts it anew, which a ``None`` says."""
+
+    @property
+    def closed(self) -> bool:
+        """Say whether it was closed."""
+
+    def check_open(self) -> None:
+        """Raise ``RuntimeError`` once closed."""
+
+    def outcome(self, identity: str) -> tuple[str, Any]:
+        """Settle an identity."""
+
+    def close(self) -> None:
+        """Close; a second call is fine."""
+
+    def refuse(self, operation: Operation, result: Result) -> Exception:
+        """Return the exception for a refusal that the caller must see."""
+
+
+class Logger(Protocol):
+    """What an operation needs of ``manager.logger``."""
+
+    def info(self, event: str, **fields: object) -> Any:  # noqa: ANN401
+        """Emit at info."""
+
+    def error(self, event: str, **fields: object) -> Any:  # noqa: ANN401
+        """Emit at error."""
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One thing that can be asked, as declared."""
+
+    name: str
+    verb: verbs.Verb
+    signature: inspect.Signature
+    returns: Any
+    wrong_type: Any
+    says: str
+    refused_level: str
+    missing_level: str
+    corrupt: Any
+    collect: Callable[[Operation, tuple[Any, ...], Iterator[Received | None]], Any] | None
+
+    @property
+    def writes(self) -> bool:
+        """Say whether this is a command, which carries an identity, and not a query."""
+        return self.verb.role == "writer"
+
+    def perform(self, channel: Channel, logger: Logger, arguments: tuple[Any, ...]) -> Any:  # noqa: ANN401
+        """Do it through ``channel``, with the manners of the method."""
+        try:
+            wire = self.verb.encode(*arguments)
+        except TypeError as error:
+            if self.refused_level:
+                self._log(logger, self.refused_level, f"{self.name} refused: {error}", ())
+            if self.wrong_type is RAISES:
+                raise
+            return self.wrong_type
+        try:
+            channel.check_open()
+        except RuntimeError as error:
+            logger.error(f"{self.name} refused: {error}")
+            raise
+        if self.collect is not None:
+            return self.collect(self, arguments, channel.pages(self, wire, again=True))
+        if isinstance(self.verb, verbs.DeleteMany | verbs.PutMany) and not wire:
+            return None
+        return self._finish(channel, logger, arguments, wire, channel.request(self, wire))
+
+    def _finish(
+        self, channel: Channel, logger: Logger, arguments: tuple[Any, ...], wire: tuple[Any, ...], result: Result
+    ) -> Any:  # noqa: ANN401
+        if result.outcome != Outcome.DONE:
+            if result.payload[0] == Code.PRECONDITION:
+                self._log(
+                    logger, self.refused_level or "error", f"{self.name} refused: {result.payload[1]}", wire, result
+                )
+                return None
+            raise channel.refuse(self, result)
+        if self.writes:
+            if self.says:
+                self._log(logger, "info", self.says, wire, result)
+            return self.returns
+        if result.payload is None:
+            if self.missing_level:
+                self._log(logger, self.missing_level, f"{self.verb.keyspace.name}: no such record", wire, result)
+            return None
+        try:
+            return self.verb.decode(result.payload, arguments)
+        except ValueError as error:
+            key = self.verb.key(wire[0] if wire else b"")
+            if self.corrupt is RAISES:
+                message = f"the record under key {key!r} is corrupt: {error}"
+                raise CorruptRecordError(message) from error
+            self._log(logger, "error", f"{self.verb.keyspace.name}: the record is corrupt: {error}", wire, result)
+            return self.corrupt
+
+    def _log(self, logger: Logger, level: str, event: str, wire: tuple[Any, ...], result: Result | None = None) -> None:
+        """Emit one line for each subject, with the request's identity so that it joins up with the daemon's."""
+        emit = logger.info if level == "info" else logger.error
+        subject = self.verb.keyspace.subject
+        if result is None:
+            emit(event)
+            return
+        for each in self.verb.subjects(wire):
+            emit(event, identity=result.identity, **{subject: each.decode(errors="backslashreplace")})
