@@ -17,9 +17,9 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from dbmd import protocol
-from dbmd.identities import shown
 from dbmd.effects import RefusedError as Refused
 from dbmd.effects import Scan
+from dbmd.identities import shown
 from dbmd.limits import Limits
 from dbmd.manners import Result
 from dbmd.paging import Received

@@ -163,8 +163,8 @@ class Link:
         if self._socket is not None and self.greeting:
             self._send(self._socket, frame)
 
-    def pump(self) -> None:
-        """Send what is due and take in what has come."""
+    def pump(self, *, leading: bool = False) -> None:
+        """Send what is due and take in what has come; a leader that is ``leading`` is awake."""
         if self.closed:
             return
         socket = self._socket or self._connect()
@@ -177,15 +177,12 @@ class Link:
             if self.greeting is greeted or not self.greeting:
                 break
         leader = self._leader
-        if leader is not None and leader.done:
+        if not leading and leader is not None and leader.done:
             os.eventfd_write(self._wake, 1)
 
     def _drain(self, socket: zmq.Socket[bytes]) -> None:
-        while True:
-            try:
-                frames: list[Any] = socket.recv_multipart(zmq.NOBLOCK, copy=self._copy)
-            except zmq.Again:
-                return
+        while int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:  # asked, because an Again costs 10 us
+            frames: list[Any] = socket.recv_multipart(zmq.NOBLOCK, copy=self._copy)
             self._heard_ms = now_ms()
             self._silences = 0
             head = frames[0] if self._copy else frames[0].buffer
@@ -256,7 +253,7 @@ class Link:
         finally:
             with self.lock:
                 del self._waiters[waiter]
-                if self._leader is waiter:
+                if self._leader in (waiter, None):  # none: it was rung to lead, and its own time was over
                     self._leader = None
                     for heir in self._waiters:
                         if not heir.done:
@@ -274,7 +271,7 @@ class Link:
                 if any(descriptor == self._wake for descriptor, _ in events):
                     self._clear_wake()
                 with self.lock:
-                    self.pump()
+                    self.pump(leading=True)
                 continue
             with self.lock:
                 now = now_ms()
@@ -286,7 +283,7 @@ class Link:
                     self.drop()
                 elif now - max(self._probed_ms, self._heard_ms) >= PROBE_MS:
                     self._hello()
-                self.pump()
+                self.pump(leading=True)
             if silent_ms >= PROBE_MS:
                 return waiter.done
         return True
