@@ -4,7 +4,8 @@ dbmd owns one LevelDB and lets many processes share it over ZeroMQ: acknowledged
 Pure rooms, which read no clock and do no I/O:
 
 - ``limits``: every limit both sides share; ``storage``: what is asked of a store, and a memory store.
-- ``values``: JSON, exactly; ``protocol``: the wire; ``keyspaces``: where keys belong.
+- ``values``: JSON, exactly; ``keyspaces``: where keys belong.
+- ``protocol``: the wire; ``shapes``: untrusted values against what is declared.
 - ``effects``: what is done to a store; ``verbs``: the kinds of operation, caller's and store's half.
 - ``operations``: THE registry, one declaration per operation; ``manners``: how each behaves at its caller.
 - ``identities``: known, admitted, barred, expired; ``session``: the client's half of that.

@@ -19,10 +19,15 @@ if TYPE_CHECKING:
     from dbmd.limits import Limits
 
 
+TEXT_CHARS_MAX = 1000  # a refusal that names what a request held is sent back, logged, and may be recorded
+
+
 class RefusedError(Exception):
     """A request that is wrong whatever the state, or whose precondition does not hold."""
 
     def __init__(self, code: Code, text: str) -> None:
+        if len(text) > TEXT_CHARS_MAX:
+            text = f"{text[:TEXT_CHARS_MAX]}..."
         super().__init__(text)
         self.code = code
         self.text = text

@@ -35,9 +35,7 @@ class Limits:
     page_bytes_max: int = _limit(512 * KIB, 4 * KIB, 16 * MIB, "a page ends at the record that reaches it")
     page_credit_max: int = _limit(4, 1, 64, "pages of one scan on their way at once")
     scan_lease_s_max: int = _limit(60, 1, 86_400, "silence after which an unfinished scan is dropped")
-    snapshot_age_s_max: int = _limit(
-        3600, 1, 86_400, "a snapshot older than this is cut: it keeps deleted data on disk"
-    )
+    snapshot_age_s_max: int = _limit(3600, 1, 86_400, "an older snapshot is cut: it keeps deleted data on the disk")
     identity_expiry_s: int = _limit(86_400, 1, 31_536_000, "the daemon's own uptime for which outcomes are remembered")
     disk_free_bytes_min: int = _limit(128 * MIB, 0, 1 << 40, "stores are refused below it: recovery must write a table")
     log_buffer_bytes_max: int = _limit(8 * MIB, 64 * KIB, 1024 * MIB, "log lines waiting for a sink that blocks")
@@ -48,6 +46,6 @@ class Limits:
 
     @classmethod
     def told(cls, numbers: dict[str, int]) -> Limits:
-        """Build the limits a hello told; a name this version does not know is ignored, a missing one has its default."""
+        """Build the limits a hello told; an unknown name is ignored, a missing one has its default."""
         known = {each.name for each in fields(cls)}
         return cls(**{name: number for name, number in numbers.items() if name in known})

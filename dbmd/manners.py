@@ -1,7 +1,8 @@
 """
 How an operation behaves at its caller: what each outcome comes back as, and what is logged.
 
-The rules are CONTRACT tables turned into fields of ``Operation``, which a declaration fills in; here they are obeyed, once for all operations.
+A declaration says what a wrong type, a missing and a corrupt record come back as and at which level they are
+logged; here that is obeyed, once for all operations.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ class Operation:
         try:
             channel.check_open()
         except RuntimeError as error:
-            logger.error(f"{self.name} refused: {error}")
+            self._log(logger, "error", f"{self.name} refused: {error}", ())
             raise
         if self.collect is not None:
             return self.collect(self, arguments, channel.pages(self, wire, again=True))

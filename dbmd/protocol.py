@@ -29,14 +29,21 @@ error    any actor                 code, text: the frame could not be taken at a
 from __future__ import annotations
 
 from enum import IntEnum, StrEnum
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, get_args
 
 import msgpack
+
+from dbmd.shapes import ANY, KEYS, Declarations, ListOf, ShapeError, TableOf, shaped
 
 VERSION_MIN = 1
 VERSION_MAX = 1
 CLIENT_ID_BYTES = 16
-NUMBER_MAX = 2**63 - 1
+SMALL_BYTES_MAX = 4096  # what a frame of this size can unfold to hurts nobody
+MAP_BYTES_MIN = 64
+"""
+What a map takes in a frame, on the average, and what an empty ``dict`` takes in memory. The maps of this protocol
+name limits, endpoints and counts; without a bound, 16 MiB of empty maps, a byte each, unfold to more than 1 GiB.
+"""
 
 
 class Kind(IntEnum):
@@ -234,7 +241,7 @@ class Page(NamedTuple):
     tag: int
     last: bool
     segment: int
-    count: int
+    count: int  # type: ignore[assignment]  # a field, where tuple has a method nobody calls
     keys: bytes | list[bytes] | None
     lengths: bytes
     token: int
@@ -276,50 +283,47 @@ Message: TypeAlias = (
     | Cancel
     | Error
 )
-
-_ANY = object
-_FIELDS: dict[type[Any], tuple[Any, ...]] = {
+_FIELDS: Declarations = {
     Hello: (int, int, bytes, str),
-    Welcome: (int, str, str, int, int, dict, dict, str),
-    Commands: (bytes, int, int, Command),
+    Welcome: (int, str, str, int, int, TableOf(str), TableOf(int), str),
+    Commands: (bytes, int, int, ListOf(Command)),
     Command: (int, int, int, bytes),
-    Replies: (bytes, Reply),
-    Reply: (int, int, int, bool, _ANY, int),
+    Replies: (bytes, ListOf(Reply)),
+    Reply: (int, int, int, bool, ANY, int),
     Settle: (int, bytes, int, int),
-    Settled: (int, int, _ANY),
+    Settled: (int, int, ANY),
     Goodbye: (bytes,),
-    Queries: (Query,),
+    Queries: (ListOf(Query),),
     Query: (int, int, bytes),
-    Answers: (Answer,),
-    Answer: (int, int, _ANY),
+    Answers: (ListOf(Answer),),
+    Answer: (int, int, ANY),
     ScanRequest: (int, int, int, bytes),
-    Page: (int, bool, int, int, _ANY, bytes, int),
+    Page: (int, bool, int, int, KEYS, bytes, int),
     Credit: (int, int),
     Cancel: (int,),
     Error: (str, str),
 }
-_KINDS: dict[Kind, type[Any]] = {
-    Kind.HELLO: Hello,
-    Kind.WELCOME: Welcome,
-    Kind.COMMANDS: Commands,
-    Kind.REPLIES: Replies,
-    Kind.SETTLE: Settle,
-    Kind.SETTLED: Settled,
-    Kind.GOODBYE: Goodbye,
-    Kind.QUERIES: Queries,
-    Kind.ANSWERS: Answers,
-    Kind.SCAN: ScanRequest,
-    Kind.PAGE: Page,
-    Kind.CREDIT: Credit,
-    Kind.CANCEL: Cancel,
-    Kind.ERROR: Error,
-}
-_KIND_OF = {shape: int(kind) for kind, shape in _KINDS.items()}
+# Kinds are numbered in the order in which `Message` names their shapes.
+_SHAPES: dict[int, type[Any]] = dict(zip(Kind, get_args(Message), strict=True))
+_KIND_OF = {shape: int(kind) for kind, shape in _SHAPES.items()}
 
 
 def _no_extension(code: int, data: bytes) -> Any:  # noqa: ANN401, ARG001 - msgpack's own signature
     text = f"extension type {code} is not part of the protocol"
     raise ProtocolError(Code.MALFORMED, text)
+
+
+class _Maps:
+    """Hands on each map of a frame, and refuses a frame that is made of them."""
+
+    def __init__(self, frame_bytes: int) -> None:
+        self._left = self._most = frame_bytes // MAP_BYTES_MIN
+
+    def __call__(self, found: dict[Any, Any]) -> dict[Any, Any]:
+        self._left -= 1
+        if self._left < 0:
+            raise ProtocolError(Code.MALFORMED, f"the frame holds more than {self._most} maps")
+        return found
 
 
 def pack(value: object) -> bytes:
@@ -332,14 +336,17 @@ def unpack(data: bytes | memoryview) -> Any:  # noqa: ANN401 - whatever msgpack 
     """
     Return what ``data`` holds, arrays as tuples.
 
-    Lengths are bounded by the data's own size, depth by msgpack's own stack. Raises ``ProtocolError``.
+    Lengths are bounded by the data's own size, depth by msgpack's own stack, maps by ``MAP_BYTES_MIN``.
+    Raises ``ProtocolError``.
     """
+    maps = _Maps(len(data)) if len(data) > SMALL_BYTES_MAX else None
     try:
-        return msgpack.unpackb(data, raw=False, use_list=False, strict_map_key=True, ext_hook=_no_extension)
+        return msgpack.unpackb(
+            data, raw=False, use_list=False, strict_map_key=True, ext_hook=_no_extension, object_hook=maps
+        )
     except ProtocolError:
         raise
-    except Exception as error:
-        # msgpack raises its own errors, ValueError, RecursionError and UnicodeDecodeError alike.
+    except Exception as error:  # noqa: BLE001 - msgpack's own, ValueError, RecursionError, UnicodeDecodeError alike
         text = f"the frame is not msgpack: {type(error).__name__} {error}".rstrip()
         raise ProtocolError(Code.MALFORMED, text) from None
 
@@ -354,38 +361,15 @@ def decode(frame: bytes | memoryview) -> Message:
     fields = unpack(frame)
     if type(fields) is not tuple or not fields or type(fields[0]) is not int:
         raise ProtocolError(Code.MALFORMED, "a message is an array that begins with its kind")
-    try:
-        shape = _KINDS[fields[0]]  # type: ignore[index]  # an IntEnum key is found by its int
-    except KeyError:
+    shape = _SHAPES.get(fields[0])
+    if shape is None:
         text = f"kind {fields[0]} is not one of {', '.join(f'{kind.name.lower()} ({kind})' for kind in Kind)}"
-        raise ProtocolError(Code.MALFORMED, text) from None
-    message: Message = _shaped(shape, fields[1:])
-    return message
-
-
-def _shaped(shape: type[Any], fields: Any) -> Any:  # noqa: ANN401 - untrusted
-    """Check ``fields`` against the declared shape and build it, ignoring what a later version added."""
-    types = _FIELDS[shape]
-    name = shape.__name__.lower()
-    if type(fields) is not tuple or len(fields) < len(types):
-        found = len(fields) if type(fields) is tuple else type(fields).__name__
-        raise ProtocolError(Code.MALFORMED, f"{name} has {len(types)} fields ({', '.join(shape._fields)}), not {found}")
-    if len(fields) > len(types):
-        fields = fields[: len(types)]
-    for position, (wanted, value) in enumerate(zip(types, fields, strict=True)):
-        found = type(value)
-        if found is wanted or wanted is _ANY:
-            if found is int and not 0 <= value <= NUMBER_MAX:
-                text = f"{name}.{shape._fields[position]} is {value}, allowed are 0 to {NUMBER_MAX}"
-                raise ProtocolError(Code.MALFORMED, text)
-            continue
-        if wanted in _FIELDS and found is tuple:
-            items = [_shaped(wanted, item) for item in value]
-            fields = (*fields[:position], items, *fields[position + 1 :])
-            continue
-        text = f"{name}.{shape._fields[position]} is {found.__name__}, not {getattr(wanted, '__name__', wanted)}"
         raise ProtocolError(Code.MALFORMED, text)
-    return shape._make(fields)
+    try:
+        message: Message = shaped(_FIELDS, shape, fields[1:])
+    except ShapeError as error:
+        raise ProtocolError(Code.MALFORMED, str(error)) from None
+    return message
 
 
 def pack_body(operation: str, arguments: tuple[object, ...]) -> bytes:

@@ -9,6 +9,7 @@ two locator-map verbs, whose lists the effects read and write themselves.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 from dbmd import values
@@ -87,7 +88,7 @@ def read_list(data: bytes) -> list[Any]:
     return items
 
 
-class Verb:
+class Verb(ABC):
     """One kind of effect, bound to a keyspace."""
 
     role: ClassVar[Role]
@@ -99,16 +100,16 @@ class Verb:
         """Return the whole key of ``rest`` in this verb's keyspace."""
         return self.keyspace.prefix + rest
 
+    @abstractmethod
     def encode(self, *arguments: Any) -> tuple[object, ...]:  # noqa: ANN401 - a method's own arguments
-        """Caller's half: return the wire arguments; raises as the method does for a wrong type."""
-        raise NotImplementedError
+        """Return the wire arguments (caller's half); raises as the method does for a wrong type."""
 
+    @abstractmethod
     def effect(self, arguments: tuple[object, ...], limits: Limits) -> Effect | Question:
-        """Store's half: return the effect of untrusted wire arguments; raises ``RefusedError``."""
-        raise NotImplementedError
+        """Return the effect of untrusted wire arguments (store's half); raises ``RefusedError`` and nothing else."""
 
     def decode(self, payload: Any, arguments: tuple[Any, ...]) -> Any:  # noqa: ANN401, ARG002 - the operation knows
-        """Caller's half: return the result for a payload that says done."""
+        """Return the result for a payload that says done (caller's half)."""
         return payload
 
     def subjects(self, arguments: tuple[Any, ...]) -> tuple[bytes, ...]:
@@ -212,9 +213,9 @@ class _Many(Verb):
     def encode(self, *arguments: Any) -> tuple[object, ...]:  # noqa: ANN401
         return tuple(text(each) for each in arguments[0])
 
+    @abstractmethod
     def write(self, key: bytes, limits: Limits) -> Write:
         """Return what is done to one key."""
-        raise NotImplementedError
 
     def effect(self, arguments: tuple[object, ...], limits: Limits) -> Batch:
         _each(arguments, bytes, limits.batch_keys_max, "batch_keys_max")
