@@ -13,6 +13,9 @@ so that a copy of it, whenever it comes, finds the outcome and changes nothing. 
 5. A barred number was never applied and never will be; it matches any digest.
 6. A record untouched for ``identity_expiry_s`` of the daemon's own uptime is dropped, and an unknown
    client born before that is expired, not new: so a late copy cannot be taken for a new command.
+   Uptime goes back when a run dies, so a birth may lie ahead of it: a record outlives its birth by the expiry, too.
+7. A client that said goodbye is expired, not new, for as long as this run lives: a later run refuses
+   the connections on which a late copy could come.
 """
 
 from __future__ import annotations
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
 RECORD_FORMAT = 1
 RECORDS = under(RESERVED + b"i")
 DIGEST_BYTES = 8
+DEPARTED_MAX = 16_384  # ids that said goodbye, about 150 bytes each: the oldest's late copies have long arrived
 BARRED = b""  # the digest of a number that no command was admitted under
 
 
@@ -90,6 +94,7 @@ class Identities:
         self._clients: dict[bytes, _Client] = {}
         self._touched: set[bytes] = set()
         self._forgotten: set[bytes] = set()
+        self._departed: dict[bytes, None] = {}
         for key, value in records:
             self._clients[key[len(RECORDS.start) :]] = _read(key, value)
 
@@ -97,7 +102,7 @@ class Identities:
         """Return how many clients are remembered."""
         return len(self._clients)
 
-    def look_up(
+    def look_up(  # noqa: PLR0913, PLR0917 - an identity, and when it is asked for
         self, client: bytes, birth: int, floor: int, number: int, digest: bytes, uptime_ms: int
     ) -> Completion | InHand | None:
         """
@@ -107,7 +112,7 @@ class Identities:
         """
         known = self._clients.get(client)
         if known is None:
-            self._check_new(birth, uptime_ms)
+            self._check_new(client, birth, uptime_ms)
             if number < floor:
                 raise RefusedError(Code.EXPIRED, f"number {number} is below its client's floor {floor}")
             lowest = floor
@@ -127,16 +132,18 @@ class Identities:
             raise RefusedError(Code.WINDOW, text)
         return None
 
-    def _check_new(self, birth: int, uptime_ms: int) -> None:
+    def _check_new(self, client: bytes, birth: int, uptime_ms: int) -> None:
         if birth + self._expiry_ms < uptime_ms:
-            text = f"this client was born {(uptime_ms - birth) // 1000} s ago; outcomes are kept {self._expiry_ms // 1000} s"
+            age_s = (uptime_ms - birth) // 1000
+            text = f"this client was born {age_s} s ago; outcomes are kept {self._expiry_ms // 1000} s"
             raise RefusedError(Code.EXPIRED, text)
+        if client in self._departed:
+            raise RefusedError(Code.EXPIRED, "this client said goodbye: its outcomes are given up")
         if len(self._clients) >= self._limits.clients_remembered_max:
-            raise RefusedError(
-                Code.BUSY, f"clients_remembered_max is {self._limits.clients_remembered_max}, all are taken"
-            )
+            text = f"clients_remembered_max is {self._limits.clients_remembered_max}, all are taken"
+            raise RefusedError(Code.BUSY, text)
 
-    def admit(  # noqa: PLR0913 - an identity and its outcome
+    def admit(  # noqa: PLR0913, PLR0917 - an identity and its outcome
         self,
         client: bytes,
         birth: int,
@@ -153,7 +160,9 @@ class Identities:
         self._forgotten.discard(client)
         self.raise_floor(client, floor)
         known.in_hand[number] = completion
-        known.touched_ms = uptime_ms
+        # Where the birth is ahead, the record must outlive what `_check_new` would take for new. No
+        # honest birth is ahead by more than the uptime that a crash can lose, and the expiry covers that.
+        known.touched_ms = max(uptime_ms, min(birth, uptime_ms + self._expiry_ms))
         self._touched.add(client)
 
     def raise_floor(self, client: bytes, floor: int) -> None:
@@ -165,12 +174,22 @@ class Identities:
                 del known.completed[number]
 
     def forget(self, client: bytes) -> None:
-        """Give up a client that said goodbye, with the next group; what is in hand is still answered."""
+        """
+        Give up a client that said goodbye, with the next group.
+
+        One with a command in hand closed in the middle of a call, and was told that its outcome is
+        unknown: so that it can be asked for, this record stays until it expires.
+        """
         known = self._clients.get(client)
         if known is not None and not known.in_hand:
-            del self._clients[client]
-            self._touched.discard(client)
-            self._forgotten.add(client)
+            self._drop(client)
+            self._departed[client] = None
+            if len(self._departed) > DEPARTED_MAX:
+                del self._departed[next(iter(self._departed))]
+
+    def _drop(self, client: bytes) -> None:
+        del self._clients[client]
+        self._forgotten.add(client)
 
     def expire(self, uptime_ms: int) -> int:
         """Give up every client untouched for the expiry, with the next group; return how many."""
@@ -180,7 +199,7 @@ class Identities:
             if known.touched_ms + self._expiry_ms < uptime_ms and not known.in_hand
         ]
         for client in old:
-            self.forget(client)
+            self._drop(client)
         return len(old)
 
     @property
