@@ -9,7 +9,7 @@ sent                   its reply comes; or it is overdue, or the connection is l
                        again under the same number, as the next attempt
 settled                for ever: the caller has its outcome
 given up               its deadline passed: never sent means failed, else *unknown*; it still holds the
-                       floor, so that its outcome can be asked for
+                       floor, so that its outcome can be asked for, until that was told
 ====================== ============================================================================
 
 An unrecorded refusal is final only for a call of which one copy was sent: another copy may yet
@@ -37,7 +37,17 @@ CLOCK_JUMP_MS = 60_000  # a daemon's clock that moved further against ours was s
 class Call:
     """One command, from its number to its outcome. ``waiter`` is the driver's."""
 
-    __slots__ = ("attempt", "body", "daemon_deadline_ms", "deadline_ms", "number", "reply", "sent_ms", "waited_for", "waiter")
+    __slots__ = (
+        "attempt",
+        "body",
+        "daemon_deadline_ms",
+        "deadline_ms",
+        "number",
+        "reply",
+        "sent_ms",
+        "waited_for",
+        "waiter",
+    )
 
     def __init__(self, number: int, body: bytes, deadline_ms: int, waiter: Any) -> None:  # noqa: ANN401
         self.number = number
@@ -65,6 +75,7 @@ class Session:
         self._next = 1
         self._calls: dict[int, Call] = {}
         self._unsent: dict[int, Call] = {}
+        self._abandoned = False
 
     @property
     def floor(self) -> int:
@@ -76,8 +87,18 @@ class Session:
         """Say whether a frame is due."""
         return bool(self._unsent)
 
+    @property
+    def forgettable(self) -> bool:
+        """
+        Say whether a goodbye may give up this client's record at the daemon.
+
+        Not while an outcome may yet be asked for, by whoever was told its identity: without the
+        record, what was applied would be barred and called "not applied".
+        """
+        return not self._calls and not self._abandoned
+
     def begin(self, body: bytes, deadline_ms: int, waiter: Any) -> Call | None:  # noqa: ANN401
-        """Number a command, or return ``None`` while the window is full of calls that somebody waits for."""
+        """Give a command its number, or return ``None`` while the window is full of calls that somebody waits for."""
         if self._next >= self.floor + self._window and not self._make_room():
             return None
         call = Call(self._next, body, deadline_ms, waiter)
@@ -92,6 +113,7 @@ class Session:
             if oldest.waited_for:
                 return False
             self._drop(oldest)
+            self._abandoned = True
         return True
 
     def greeted(self, welcome: Welcome, now_ms: int) -> None:
@@ -109,19 +131,20 @@ class Session:
         self.lost()
 
     def lost(self) -> None:
-        """The connection is gone: everything without an outcome that somebody waits for goes out again."""
+        """Take note that the connection is gone: what has no outcome and is waited for goes out again."""
         self._unsent = {number: call for number, call in self._calls.items() if call.waited_for}
 
     def overdue(self, now_ms: int, patience_ms: int) -> bool:
         """Send again what has had no reply for ``patience_ms``, doubled for each attempt: its reply may be lost."""
         for number, call in self._calls.items():
-            waited_ms = now_ms - call.sent_ms if call.sent_ms is not None and call.waited_for else 0
-            if waited_ms > patience_ms << min(call.attempt - 1, 5):
+            if call.sent_ms is None or not call.waited_for:
+                continue
+            if now_ms - call.sent_ms > patience_ms << min(call.attempt - 1, 5):
                 self._unsent[number] = call
         return bool(self._unsent)
 
     def frame(self, now_ms: int, bytes_max: int) -> Commands | None:
-        """Return what is to be sent now, as the next attempt of each: one command, or as many as ``bytes_max`` holds."""
+        """Return what is to be sent now, each as its next attempt: one command, or as many as ``bytes_max`` holds."""
         if not self._unsent or self.birth is None:
             return None
         commands: list[Command] = []
@@ -169,24 +192,37 @@ class Session:
         return False
 
     def settle(self, number: int) -> Reply | None:
-        """Let go of an unknown whose outcome is asked for, and return it if it came late; the floor may rise."""
+        """
+        Return the outcome of an unknown if it came late, and let go of it.
+
+        Without one the daemon is asked, and the call still holds the floor: a command that is sent
+        meanwhile must not make its outcome expire. ``settled`` lets go when the answer is there.
+        """
         call = self._calls.get(number)
-        if call is None or call.waited_for:
+        if call is None or call.waited_for or call.reply is None:
             return None
         self._drop(call)
         return call.reply
+
+    def settled(self, number: int) -> None:
+        """Let go of an unknown whose outcome the daemon has told; the floor may rise."""
+        call = self._calls.get(number)
+        if call is not None and not call.waited_for:
+            self._drop(call)
 
     def renew(self, now_ms: int) -> bool:
         """Take a new id after half the expiry, when nobody waits for anything; the driver says hello again."""
         if self.birth is None or not self._expiry_ms or any(call.waited_for for call in self._calls.values()):
             return False
-        if now_ms + self._uptime_offset_ms - self.birth <= self._expiry_ms // 2:
+        # A birth ahead of the uptime is another database's, or of a run whose last hour was lost.
+        if abs(now_ms + self._uptime_offset_ms - self.birth) <= self._expiry_ms // 2:
             return False
         self.client = self._new_id()
         self.birth = None
         self._next = 1
         self._calls.clear()
         self._unsent.clear()
+        self._abandoned = False
         return True
 
     def waiting(self) -> Iterator[Call]:
