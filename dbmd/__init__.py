@@ -8,6 +8,7 @@ Pure rooms, which read no clock and do no I/O:
 - ``protocol``: the wire; ``shapes``: untrusted values against what is declared.
 - ``effects``: what is done to a store; ``verbs``: the kinds of operation, caller's and store's half.
 - ``operations``: THE registry, one declaration per operation; ``manners``: how each behaves at its caller.
+- ``turns``: fairness between processes.
 - ``identities``: known, admitted, barred, expired; ``session``: the client's half of that.
 - ``commit``: group commit as a state machine; ``paging``: a snapshot cut into pages under credit.
 

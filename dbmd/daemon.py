@@ -225,6 +225,11 @@ class Daemon:
             self._logger.critical("actor died", actor=actor.name, error=f"{type(error).__name__}: {error}")
         os.eventfd_write(self._wake, 1)
 
+    def _clients(self) -> set[bytes]:
+        """Return the clients that are connected, as far as can be known."""
+        peers = [peer for actor in self._actors for peer in list(actor.peers.values())]
+        return {peer.client for peer in peers if not peer.origin.gone()}
+
     def _facts(self) -> dict[str, Any]:
         """Tell how the daemon is, as ``dbmd status`` shows it."""
         writer, free = self._writer, self._store.free_bytes()
@@ -240,7 +245,7 @@ class Daemon:
             "run": self._run,
             "software": self._version,
             "since": self._since,
-            "clients": len({peer.client for actor in self._actors for peer in list(actor.peers.values())}),
+            "clients": len(self._clients()),
             "remembered": writer.remembered,
             "commands": writer.counts["commands"],
             "groups": writer.counts["groups"],
@@ -317,7 +322,8 @@ class Daemon:
                 self._logger.info("log reopened")
             if self._deaths or self._signals:
                 return
-            _notify("WATCHDOG=1")
+            if all(clock_ms() - actor.turned_ms <= watchdog_ms for actor in self._actors):
+                _notify("WATCHDOG=1")  # else an actor is stuck, and the service manager is to end us
 
     def _die(self) -> int:
         """End at once: what is on the disk is the truth, and the next daemon settles."""

@@ -21,14 +21,14 @@ from dbmd.identities import shown
 from dbmd.protocol import Code, Error, Hello, ProtocolError, Welcome
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from dbmd.limits import Limits
     from dbmd.log import Log
 
 IDLE_MS = 1_000  # an idle actor wakes this often to look after leases
+SWEEP_MS = 10_000  # how often connections of processes that are gone are looked for: ROUTER tells of none
 DRAIN_MESSAGES_MAX = 256  # messages taken in before the rest of the turn is done
-DRAIN_US = 1_000
 
 
 def clock_ms() -> int:
@@ -41,12 +41,33 @@ def now_us() -> int:
     return time.monotonic_ns() // 1_000
 
 
+class Origin(NamedTuple):
+    """Where a connection comes from, as the kernel tells: over ipc the process, else the address."""
+
+    address: str
+    uid: int | None = None
+    pid: int | None = None
+
+    @classmethod
+    def of(cls, address: str) -> Origin:
+        """Read libzmq's ``Peer-Address``; over ipc it ends in the peer's uid, gid and pid."""
+        parts = address.rsplit(":", 3)
+        if len(parts) == 4 and all(part.isdigit() for part in parts[1:]):  # noqa: PLR2004 - name, uid, gid, pid
+            return cls(address, int(parts[1]), int(parts[3]) or None)
+        return cls(address)
+
+    def gone(self) -> bool:
+        """Say whether the process is known to have ended; one of another pid namespace has no number here."""
+        return self.pid is not None and not os.path.exists(f"/proc/{self.pid}")  # noqa: PTH110 - cheaper than a Path
+
+
 class Peer(NamedTuple):
     """A connection that said hello to this run."""
 
     client: bytes
     shown: str
     process: str
+    origin: Origin
 
 
 class Ticket(NamedTuple):
@@ -74,12 +95,14 @@ class Actor:
     """A thread around a mailbox. A subclass says what a message means, and what a turn does besides."""
 
     name = "actor"
+    drain_messages_max = DRAIN_MESSAGES_MAX
 
     def __init__(self, socket: zmq.Socket[bytes], nature: Nature) -> None:
         """Take over a bound ROUTER, which from ``start`` on belongs to the thread alone."""
         self.nature = nature
         self.counts: Counter[str] = Counter()
         self.peers: OrderedDict[bytes, Peer] = OrderedDict()
+        self.turned_ms = self._swept_ms = clock_ms()
         self._socket = socket
         self._logger = nature.log.logger(self.name)
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -112,10 +135,20 @@ class Actor:
             while not self._stopping.is_set():
                 poller.poll(self.patience_ms())
                 self.turn()
+                self.turned_ms = clock_ms()
+                if self.turned_ms - self._swept_ms >= SWEEP_MS:
+                    self._sweep()
             self.park()
             self._socket.close(linger=1_000)
         except BaseException as error:  # noqa: BLE001 - whatever it was, half a daemon must not go on
             self.nature.died(self, error)
+
+    def _sweep(self) -> None:
+        """Forget the connections of processes that have ended, and with them their snapshots."""
+        self._swept_ms = self.turned_ms
+        for route in [route for route, peer in self.peers.items() if peer.origin.gone()]:
+            self.counts["peers_gone"] += 1
+            self.forget(route)
 
     def patience_ms(self) -> int:
         """Return how long the next turn may wait for a message."""
@@ -134,24 +167,24 @@ class Actor:
 
     def drain(self, until: Callable[[], bool]) -> None:
         """Take in messages until there are none, or ``until`` says so, or a turn's share is taken."""
-        for _ in range(DRAIN_MESSAGES_MAX):
-            if until():
+        for _ in range(self.drain_messages_max):
+            if until() or not int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
                 return
-            try:
-                frames = self._socket.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                return
-            self._take(frames, now_us())
+            route = self._socket.recv(zmq.NOBLOCK, copy=False)
+            frames = []
+            while self._socket.getsockopt(zmq.RCVMORE):
+                frames.append(self._socket.recv(zmq.NOBLOCK))
+            self._take(route, frames, now_us())
 
-    def _take(self, frames: Sequence[bytes], arrived_us: int) -> None:
-        route = frames[0]
+    def _take(self, sender: zmq.Frame, frames: list[bytes], arrived_us: int) -> None:
+        route = sender.bytes
         try:
-            if len(frames) != 2:  # noqa: PLR2004 - the route and the message
-                text = f"a message is one frame, not {len(frames) - 1}"
+            if len(frames) != 1:
+                text = f"a message is one frame, not {len(frames)}"
                 raise ProtocolError(Code.MALFORMED, text)
-            message = protocol.decode(frames[1])
+            message = protocol.decode(frames[0])
             if isinstance(message, Hello):
-                self._greet(route, message)
+                self._greet(route, message, Origin.of(str(sender.get("Peer-Address"))))
                 return
             peer = self.peers.get(route)
             if peer is None:
@@ -168,7 +201,7 @@ class Actor:
             )
             self.send(route, Error(error.code, str(error)))
 
-    def _greet(self, route: bytes, hello: Hello) -> None:
+    def _greet(self, route: bytes, hello: Hello, origin: Origin) -> None:
         """Answer a hello, which is also how a client asks whether anybody is there."""
         if len(hello.client) != protocol.CLIENT_ID_BYTES:
             text = f"a client id has {protocol.CLIENT_ID_BYTES} bytes, not {len(hello.client)}"
@@ -176,9 +209,11 @@ class Actor:
         version = protocol.common_version(hello)
         if not self.nature.in_place():
             raise ReplacedError("the database's directory was removed or replaced")
-        peer = Peer(hello.client, shown(hello.client), hello.process[:200])
+        peer = Peer(hello.client, shown(hello.client), hello.process[:200], origin)
         if self.peers.get(route) != peer:
-            self._logger.debug("client connected", client=peer.shown, process=peer.process)
+            self._logger.debug(
+                "client connected", client=peer.shown, process=peer.process, pid=origin.pid, uid=origin.uid
+            )
             self.counts["greeted"] += 1
         self.peers[route] = peer
         self.peers.move_to_end(route)

@@ -17,14 +17,17 @@ from dbmd.actors.actor import Actor, Nature, Peer, ReplacedError, Ticket, clock_
 from dbmd.identities import shown
 from dbmd.protocol import Code, Commands, Goodbye, Outcome, ProtocolError, Replies, Reply, Settle, Settled
 from dbmd.storage import CommitUnknownError
+from dbmd.turns import Turns
 
 if TYPE_CHECKING:
     from dbmd import protocol
     from dbmd.commit import GroupCommit, Told
     from dbmd.engines.leveldb import LevelDB
+    from dbmd.protocol import Command
 
 HOUSEKEEPING_MS = 60_000  # how often what expired or said goodbye is given up without waiting for a command
 UPTIME_SAVED_MS = 3_600_000  # an idle daemon persists its uptime this often
+TURNS_GROUPS = 4  # groups' worth of commands taken in and waiting for their turn; the rest waits in the sockets
 GATHER_US = 200  # yield at most this long for a group as large as the recent ones: about one sync
 OUTCOMES = {Outcome.DONE: "done", Outcome.REFUSED: "refused", Outcome.FAILED: "failed", Outcome.EXPIRED: "expired"}
 
@@ -33,6 +36,7 @@ class Writer(Actor):
     """The one actor that writes."""
 
     name = "writer"
+    drain_messages_max = 4_096  # more than there are connections, so that a drain hears every one of them
 
     def __init__(self, socket: zmq.Socket[bytes], nature: Nature, store: LevelDB, core: GroupCommit) -> None:
         super().__init__(socket, nature)
@@ -41,6 +45,10 @@ class Writer(Actor):
         self._uptime_offset_ms = core.uptime_ms - clock_ms()
         self._kept_ms = self._saved_ms = clock_ms()
         self._recent = 0.0
+        limits = nature.limits
+        self._turns: Turns[tuple[Ticket, Commands, Command]] = Turns(
+            TURNS_GROUPS * limits.group_commands_max, TURNS_GROUPS * limits.group_bytes_max
+        )
         self._poll = select.poll()
         self._poll.register(int(socket.getsockopt(zmq.FD)), select.POLLIN)
 
@@ -59,16 +67,34 @@ class Writer(Actor):
         return clock_ms() + self._uptime_offset_ms
 
     def turn(self) -> None:
-        """Gather, commit, answer; as long as there is something to commit."""
-        while True:
-            self._core.disk_low = self._store.free_bytes() < self.nature.limits.disk_free_bytes_min
-            self.drain(lambda: self._core.full)
-            if 0 < self._core.gathered < self._recent * 0.75:
-                # The recent groups were larger: their clients were answered together and are on their way.
-                self._poll.poll(GATHER_US / 1000)
-                self.drain(lambda: self._core.full)
-            if not self._commit(housekeeping=self._due()):
-                return
+        """Gather, commit, answer: one group."""
+        self._core.disk_low = self._store.free_bytes() < self.nature.limits.disk_free_bytes_min
+        self._gather()
+        if 0 < self._core.gathered < self._recent * 0.75:
+            # The recent groups were larger: their clients were answered together and are on their way.
+            self._poll.poll(GATHER_US / 1000)
+            self._gather()
+        self._commit(housekeeping=self._due())
+
+    def patience_ms(self) -> int:
+        """Return how long the next turn may wait: not at all while commands wait for theirs."""
+        return 0 if self._turns else super().patience_ms()
+
+    def _gather(self) -> None:
+        """Take in what has come, and admit one command of each process in turn until the group is full."""
+        self.drain(lambda: self._turns.full)
+        now, uptime = clock_ms(), self.uptime_ms()
+        at_once: list[Told] = []
+        while self._turns and not self._core.full:
+            ticket, frame, command = self._turns.take()
+            peer = self.peers.get(ticket.route)
+            if peer is None or peer.client != frame.client:
+                continue  # it said goodbye, or is gone: a copy that is left behind must not be taken for new
+            told = self._core.admit(ticket, frame, command, now, uptime)
+            if told is not None:
+                at_once.append(told)
+        if at_once:
+            self._answer_at_once(at_once)
 
     def _due(self) -> bool:
         now = clock_ms()
@@ -78,13 +104,13 @@ class Writer(Actor):
         expired = self._core.identities.expire(self.uptime_ms())
         return bool(expired or self._core.identities.pending or now - self._saved_ms >= UPTIME_SAVED_MS)
 
-    def _commit(self, *, housekeeping: bool = False) -> bool:
+    def _commit(self, *, housekeeping: bool = False) -> None:
         """Commit the gathering group, if there is one, and answer it."""
         sealed_us = now_us()
         sealed = self._core.seal(self.uptime_ms(), housekeeping=housekeeping)
         if sealed is None:
             self.nature.log.flush()
-            return False
+            return
         if not self._store.in_place():
             self._core.failed()
             raise ReplacedError("the database's directory was removed or replaced; nobody of this group was answered")
@@ -101,10 +127,16 @@ class Writer(Actor):
         self.counts["commands"] += sealed.commands
         self._answer(self._core.committed(), sealed.commands, sealed_us, commit_us)
         self.nature.log.flush()
-        return True
 
     def _answer(self, told: list[Told], commands: int, sealed_us: int, commit_us: int) -> None:
-        """Send one frame to each connection, then log a line for each command."""
+        """Answer, then log a line for each command."""
+        self._send_answers(told)
+        done_us = now_us()
+        for each in told:
+            self._note(each, commands, sealed_us, commit_us, done_us)
+
+    def _send_answers(self, told: list[Told]) -> None:
+        """Send one frame of replies to each connection."""
         replies: defaultdict[tuple[bytes, bytes], list[Reply]] = defaultdict(list)
         for each in told:
             if isinstance(each.answer, Reply):
@@ -113,9 +145,6 @@ class Writer(Actor):
                 self.send(each.ticket.route, each.answer)
         for (route, client), answers in replies.items():
             self.send(route, Replies(client, answers))
-        done_us = now_us()
-        for each in told:
-            self._note(each, commands, sealed_us, commit_us, done_us)
 
     def _note(self, told: Told, commands: int | None, sealed_us: int, commit_us: int | None, done_us: int) -> None:
         client, answer = shown(told.client), told.answer
@@ -152,14 +181,9 @@ class Writer(Actor):
         if isinstance(message, Commands):
             if message.client != peer.client:
                 raise ProtocolError(Code.IDENTITY, "this connection said hello as another client")
-            now, uptime = clock_ms(), self.uptime_ms()
-            at_once = [
-                told
-                for command in message.commands
-                if (told := self._core.admit(ticket, message, command, now, uptime)) is not None
-            ]
-            if at_once:
-                self._answer_at_once(at_once)
+            process = peer.origin if peer.origin.pid else (peer.origin, peer.process)
+            for command in message.commands:
+                self._turns.add(process, (ticket, message, command), len(command.body))
         elif isinstance(message, Settle):
             settled = self._core.settle(ticket, message, self.uptime_ms())
             if settled is not None:
@@ -177,16 +201,11 @@ class Writer(Actor):
         """Tell what waits for no group: known, expired, refused at the first copy."""
         self.counts["answered_at_once"] += len(told)
         now = now_us()
-        replies = [each.answer for each in told if isinstance(each.answer, Reply)]
-        if replies:
-            self.send(told[0].ticket.route, Replies(told[0].client, replies))
+        self._send_answers(told)
         for each in told:
-            if isinstance(each.answer, Settled):
-                self.send(each.ticket.route, each.answer)
             self._note(each, None, now, None, now_us())
 
     def park(self) -> None:
         """Finish and answer the group in hand, and persist what said goodbye."""
-        while self._commit():
-            pass
+        self._commit()
         self._commit(housekeeping=True)
