@@ -1,0 +1,183 @@
+"""
+Holds one seed to the promises. The disk's own records are the witness; nothing is searched for.
+
+The ledger says in which group each identity was recorded, and as what. Groups are in order; within one, commands
+are in the order of their admission. Replayed in that order over a dict, with the model's own idea of every command,
+each group must leave exactly what the disk holds (so each command is whole or absent, applied once, and nothing else
+is there), and end each command as recorded. A command's point lies between its call and its answer, because
+whatever is answered must be in the ledger at that moment; a query or scan must equal one state between its
+call and its answer. What was called "not applied" must never get there, to the end of the seed.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from dbmd import identities, protocol
+from dbmd.commit import STATE_KEY
+from dbmd.identities import BARRED, RECORDS, Completion, digest_of
+from dbmd.protocol import Code, Outcome
+from dbmd.storage import Put
+from dbmd.keyspaces import RESERVED
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from dbmd.limits import Limits
+    from dbmd.storage import Write
+    from tests.simulation.work import Command, State
+
+Identity = tuple[bytes, int]
+# Refusals that no state can change: they need not be recorded.
+STATELESS = frozenset({Code.LIMIT, Code.RESERVED, Code.TYPE, Code.OPERATION, Code.MALFORMED, Code.IDENTITY})
+
+
+class ViolationError(AssertionError):
+    """A promise was broken."""
+
+
+def shown(identity: Identity) -> str:
+    """Name an identity in a message."""
+    return f"{identities.shown(identity[0])}-{identity[1]}"
+
+
+class Checker:
+    """The promises. ``states[i]`` is what readers may see after ``i`` groups."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self.states: list[State] = [{}]
+        self.ledger: dict[Identity, Completion] = {}
+        self.admitted: list[Identity] = []
+        self.acknowledged = 0
+        self._works: dict[Identity, dict[bytes, Command]] = {}
+        self._never: dict[Identity, str] = {}
+        self._records: dict[bytes, int] = {}
+        self._sequence = 0
+        self._uptime_ms = 0
+
+    @property
+    def now(self) -> int:
+        """Return the point in the order of groups that is reached."""
+        return len(self.states) - 1
+
+    @staticmethod
+    def that(holds: object, promise: str, *facts: object) -> None:
+        """Raise ``ViolationError`` unless ``holds``."""
+        if not holds:
+            raise ViolationError(": ".join((promise, *map(repr, facts))))
+
+    # --- What is asked ---
+
+    def begun(self, identity: Identity, command: Command) -> None:
+        """Note what an identity stands for; a rogue gives one to several commands."""
+        self._works.setdefault(identity, {})[digest_of(command.body)] = command
+
+    def forbid(self, identity: Identity, why: str) -> None:
+        """Note that an identity must never be applied."""
+        self._never[identity] = why
+        self._check_never(identity)
+
+    def _check_never(self, identity: Identity) -> None:
+        entry = self.ledger.get(identity)
+        if entry is not None and identity in self._never:
+            self.that(entry.outcome != Outcome.DONE, "applied, though", self._never[identity], shown(identity))
+
+    # --- What is durable ---
+
+    def committed(self, writes: Sequence[Write]) -> None:
+        """Check one group, which is durable from now on."""
+        actual = dict(self.states[-1])
+        fresh: dict[Identity, Completion] = {}
+        sequence = None
+        for write in writes:
+            if not write.key.startswith(RESERVED):
+                if isinstance(write, Put):
+                    actual[write.key] = write.value
+                else:
+                    actual.pop(write.key, None)
+            elif write.key == STATE_KEY:
+                assert isinstance(write, Put)
+                sequence, uptime_ms = protocol.unpack(write.value)[1:]
+                self.that(sequence == self._sequence + 1, "groups count one by one", self._sequence, sequence)
+                self.that(uptime_ms >= self._uptime_ms, "the uptime never goes back", self._uptime_ms, uptime_ms)
+                self._sequence, self._uptime_ms = sequence, uptime_ms
+            else:
+                self._record(write, fresh)
+        self.that(sequence is not None, "every group stores its number")
+        self.that(len(self._records) <= self._limits.clients_remembered_max, "clients remembered are bounded")
+        self._replay(fresh, actual)
+        self.states.append(actual)
+
+    def _record(self, write: Write, fresh: dict[Identity, Completion]) -> None:
+        """Check one client's completion record."""
+        client = write.key[len(RECORDS.start) :]
+        if not isinstance(write, Put):
+            self._records.pop(client, None)
+            return
+        floor, completed = protocol.unpack(write.value)[4:]
+        self.that(floor >= self._records.get(client, 0), "a floor never sinks")
+        self._records[client] = floor
+        top = floor + self._limits.client_window
+        for number, *rest in completed:
+            identity, entry = (client, number), Completion(*rest)
+            self.that(floor <= number < top, "completion records are bounded by the window", floor, number)
+            known = self.ledger.get(identity)
+            if known is None:
+                fresh[identity] = self.ledger[identity] = entry
+                self._check_never(identity)
+            elif known != entry:
+                self.that(False, "each identity has one outcome, recorded once", shown(identity), known, entry)  # noqa: FBT003
+
+    def _replay(self, fresh: dict[Identity, Completion], actual: State) -> None:
+        """Apply the group's commands to the last state, in the order of admission: they must make the next one."""
+        model = dict(self.states[-1])
+        for identity in self.admitted:
+            entry = fresh.pop(identity, None)
+            if entry is None or entry.digest == BARRED:
+                continue
+            command = self._works.get(identity, {}).get(entry.digest)
+            self.that(command is not None, "only what was asked is applied", shown(identity))
+            assert command is not None
+            done = command.apply is not None and entry.outcome != Outcome.FAILED and command.apply(model)
+            self.that(done == (entry.outcome == Outcome.DONE), "each command ends as its turn has it", command, entry)
+        self.admitted.clear()
+        for identity, entry in fresh.items():
+            self.that(entry.digest == BARRED, "what is recorded was admitted to this group", shown(identity))
+        self.that(model == actual, "commands in their order make the state", model.items() ^ actual.items())
+
+    # --- What is told ---
+
+    def told_done(self, identity: Identity, payload: object, body: bytes | None = None) -> None:
+        """A caller was told that its command is done."""
+        entry = self.ledger.get(identity)
+        self.that(entry is not None, "acknowledged means on the disk", shown(identity))
+        assert entry is not None
+        self.that(entry.outcome == Outcome.DONE, "an outcome told is the one recorded", shown(identity), entry)
+        self.that(entry.payload == payload, "a reply is the original reply", shown(identity), entry, payload)
+        if body is not None:
+            self.that(entry.digest == digest_of(body), "done is what was asked", shown(identity))
+        self.acknowledged += 1
+
+    def told_not(self, identity: Identity, outcome: int, payload: tuple[str, str], *, settled: bool = False) -> None:
+        """A caller was told that its command was refused, or failed, or is barred: it was not applied, and never will be."""
+        code = payload[0]
+        self.that(code != Code.WINDOW, "a client that keeps its window never hears of it", shown(identity))
+        entry = self.ledger.get(identity)
+        if entry is not None:
+            found = (entry.outcome, entry.payload)
+            self.that(found == (outcome, payload), "an outcome told is the one recorded", shown(identity), entry, payload)
+        else:
+            promise = "a refusal that depends on the state is recorded, and so is what bars"
+            self.that(not settled and (outcome != Outcome.REFUSED or code in STATELESS), promise, shown(identity), payload)
+        self.forbid(identity, f"told {Outcome(outcome).name}: {payload[1]}")
+
+    def told_expired(self, identity: Identity, *, wanted: bool) -> None:
+        """A caller was told that nobody knows any more."""
+        self.that(not wanted, "what a client still wants is kept", shown(identity))
+
+    def found(self, since: int, expect: Callable[[State], Any], result: object) -> None:
+        """A query or scan was answered: it equals one state of those since it was asked."""
+        window = self.states[since:]
+        if all(expect(state) != result for state in reversed(window)):
+            raise ViolationError(f"a query sees one state between call and answer: {result!r} is none of {window!r}")

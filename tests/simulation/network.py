@@ -1,0 +1,253 @@
+"""
+A network with ZeroMQ's guarantees and no better, behind the few socket methods that the product calls.
+
+FIFO per connection, any interleaving between connections. A connection that dies loses a suffix of what was
+under way either way; what its DEALER had not yet handed over goes out on the next one, whose route is new and
+has said no hello. What was under way to a *living* daemon may arrive however late, behind everything that
+newer connections bring. Any single reply may be lost, told (a full queue) or untold.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import zmq
+
+if TYPE_CHECKING:
+    from random import Random
+
+
+class Part(NamedTuple):
+    """A frame received without a copy."""
+
+    buffer: memoryview
+
+
+class Connection:
+    """One route between a DEALER and one run of the daemon. ``stale``: the client's end is gone."""
+
+    __slots__ = ("role", "route", "stale", "to_client", "to_daemon")
+
+    def __init__(self, route: bytes, role: str) -> None:
+        self.route = route
+        self.role = role
+        self.stale = False
+        self.to_daemon: deque[bytes] = deque()
+        self.to_client: deque[list[bytes]] = deque()
+
+
+class Dealer:
+    """A client's socket. ``allowed`` is how many messages it may read now."""
+
+    def __init__(self, network: Network) -> None:
+        self.linger = self.sndhwm = self.rcvhwm = self.reconnect_ivl = self.reconnect_ivl_max = 0
+        self.allowed = 0
+        self.role = ""
+        self.connection: Connection | None = None
+        self.pending: deque[bytes] = deque()
+        self.inbox: deque[list[bytes]] = deque()
+        self._network = network
+
+    def connect(self, endpoint: str) -> None:
+        """Dial; what is sent meanwhile waits."""
+        self.role = endpoint.rpartition("/")[2]
+        self._network.join(self)
+
+    def getsockopt(self, _option: int) -> int:
+        """Return a descriptor that nobody polls."""
+        return 0
+
+    def send(self, frame: bytes, _flags: int = 0) -> None:
+        """Send one frame."""
+        (self.pending if self.connection is None else self.connection.to_daemon).append(frame)
+
+    def recv_multipart(self, _flags: int = 0, *, copy: bool = True) -> list[Any]:
+        """Return the next message that has come and may be seen."""
+        queue = self.inbox or (self.connection.to_client if self.connection is not None else self.inbox)
+        if not self.allowed or not queue:
+            raise zmq.Again
+        self.allowed -= 1
+        frames = queue.popleft()
+        return list(frames) if copy else [Part(memoryview(frame)) for frame in frames]
+
+    def close(self, _linger: int = 0) -> None:
+        """Let go of the connection; what is under way may still arrive."""
+        self._network.leave(self)
+
+
+class Context:
+    """Makes DEALERs of one network."""
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+
+    def socket(self, _kind: int) -> Dealer:
+        """Return a new socket."""
+        return Dealer(self._network)
+
+
+class CrashError(Exception):
+    """The daemon was killed at this very point."""
+
+
+class Sender:
+    """The first frame of what a ROUTER received: its route, and where that comes from."""
+
+    __slots__ = ("bytes",)
+
+    def __init__(self, route: bytes) -> None:
+        self.bytes = route
+
+    def get(self, _property: str) -> str:
+        """Return the peer's address, which tells every connection apart from the others."""
+        return f"sim-{self.bytes.decode()}"
+
+
+class Router:
+    """One actor's mailbox."""
+
+    def __init__(self, network: Network) -> None:
+        self.mailbox: deque[list[bytes]] = deque()
+        self._parts: deque[bytes] = deque()
+        self._network = network
+
+    def getsockopt(self, option: int) -> int:
+        """Say whether more has come; a descriptor is one that nobody polls."""
+        if option == zmq.RCVMORE:
+            return len(self._parts)
+        if option == zmq.EVENTS:
+            return zmq.POLLIN if self.mailbox else 0
+        return 0
+
+    def recv(self, _flags: int = 0, *, copy: bool = True) -> Any:  # noqa: ANN401 - a frame, or its bytes
+        """Return the next frame that arrived."""
+        if not self._parts:
+            if not self.mailbox:
+                raise zmq.Again
+            self._parts.extend(self.mailbox.popleft())
+        part = self._parts.popleft()
+        return part if copy else Sender(part)
+
+    def recv_multipart(self, _flags: int = 0) -> list[bytes]:
+        """Return the next message that arrived."""
+        if not self.mailbox:
+            raise zmq.Again
+        return self.mailbox.popleft()
+
+    def send_multipart(self, frames: list[bytes], _flags: int = 0, *, copy: bool = True) -> None:  # noqa: ARG002
+        """Send to a route, as a ROUTER with ``ROUTER_MANDATORY`` does."""
+        self._network.reply(frames)
+
+
+class Network:
+    """All connections. The rates are probabilities, drawn anew for each seed."""
+
+    def __init__(self, rng: Random) -> None:
+        self._rng = rng
+        self.loss = rng.choice((0.0, 0.02, 0.1, 0.25))
+        self.late = rng.choice((0.02, 0.1, 0.4))
+        self.deaf = False
+        self.crash = 0.0
+        self.up = False
+        self.dealers: dict[Dealer, None] = {}
+        self._live: dict[bytes, Connection] = {}
+        self._routes = 0
+
+    def heal(self) -> None:
+        """Lose nothing any more; what is late stays late."""
+        self.loss = self.crash = 0.0
+
+    # --- The client's end ---
+
+    def join(self, dealer: Dealer) -> None:
+        """Give a dealer a route, if there is a daemon; whatever waits goes out on it."""
+        self.dealers[dealer] = None
+        if not self.up:
+            return
+        self._routes += 1
+        connection = Connection(b"%d" % self._routes, dealer.role)
+        self._live[connection.route] = dealer_connection = connection
+        dealer.connection = dealer_connection
+        connection.to_daemon.extend(dealer.pending)
+        dealer.pending.clear()
+
+    def leave(self, dealer: Dealer) -> None:
+        """Close a dealer."""
+        self.dealers.pop(dealer, None)
+        if dealer.connection is not None:
+            self._lose_suffix(dealer.connection.to_daemon)
+            dealer.connection.stale = True
+            dealer.connection = None
+
+    def cut(self, dealer: Dealer) -> None:
+        """Break a connection between two that live: the dealer makes another by itself."""
+        connection = dealer.connection
+        if connection is None:
+            return
+        self._keep(dealer, connection)
+        self._lose_suffix(connection.to_daemon)
+        connection.stale = True
+        dealer.connection = None
+        self.join(dealer)
+
+    def _keep(self, dealer: Dealer, connection: Connection) -> None:
+        """Keep what the dealer had received, and what it had not yet handed over."""
+        self._lose_suffix(connection.to_client)
+        dealer.inbox.extend(connection.to_client)
+        connection.to_client.clear()
+        for _ in range(self._rng.choice((0, 0, 1, len(connection.to_daemon)))):
+            if connection.to_daemon:
+                dealer.pending.appendleft(connection.to_daemon.pop())
+
+    def _lose_suffix(self, queue: deque[Any]) -> None:
+        if queue and self._rng.random() < 0.5:
+            for _ in range(self._rng.randint(1, len(queue))):
+                queue.pop()
+
+    # --- The daemon's end ---
+
+    def start(self) -> None:
+        """Accept connections of a new run."""
+        self.up, self.deaf = True, False
+        for dealer in list(self.dealers):
+            self.join(dealer)
+
+    def stop(self) -> None:
+        """End every connection with the run."""
+        self.up = False
+        for dealer in self.dealers:
+            if dealer.connection is not None:
+                self._keep(dealer, dealer.connection)
+                dealer.connection = None
+        self._live.clear()
+
+    def arrive(self, role: str, router: Router, *, everything: bool = False) -> None:
+        """Let some of what is under way to one actor arrive."""
+        rng = self._rng
+        found = [each for each in self._live.values() if each.to_daemon and each.role == role]
+        if len(found) > 1:
+            rng.shuffle(found)
+        for connection in found:
+            if not everything and rng.random() > (self.late if connection.stale else 0.8):
+                continue
+            queue = connection.to_daemon
+            count = len(queue) if everything or rng.random() < 0.6 else rng.randint(1, len(queue))
+            router.mailbox.extend([connection.route, queue.popleft()] for _ in range(count))
+
+    def reply(self, frames: list[bytes]) -> None:
+        """Take a message to a client."""
+        rng = self._rng
+        if self.crash and rng.random() < self.crash:
+            raise CrashError
+        connection = self._live.get(frames[0])
+        if connection is None or (connection.stale and rng.random() < 0.5):
+            raise zmq.ZMQError(zmq.EHOSTUNREACH)
+        if self.deaf or connection.stale:
+            return
+        if self.loss and rng.random() < self.loss:
+            # A scan's page is lost aloud: its connection's queue is full, and a full queue is told.
+            if connection.role == "scans" or rng.random() < 0.5:
+                raise zmq.Again
+            return
+        connection.to_client.append(frames[1:])

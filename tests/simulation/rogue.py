@@ -1,0 +1,102 @@
+"""A client that keeps no rule: no hello, no window, one number for two commands, bytes that are no message."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import zmq
+
+from dbmd import protocol
+from dbmd.protocol import Code, Command, Commands, Error, Hello, Outcome, Replies, Settle, Welcome
+
+if TYPE_CHECKING:
+    from dbmd.protocol import Message
+    from tests.simulation.network import Dealer
+    from tests.simulation.world import World
+
+SECOND = 9  # the attempt that marks the copies whose body is another
+
+
+class Rogue:
+    """Speaks raw frames to the writer, and checks what it is told."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.socket: Dealer = world.context.socket(0)
+        self.socket.connect("sim://writer")
+        self._client = world.new_id()
+        self._welcome: Welcome | None = None
+        self._number = 0
+        self._bodies: dict[int, bytes] = {}
+
+    def _send(self, message: Message) -> None:
+        self.socket.send(protocol.encode(message))
+
+    def _command(self, number: int, attempt: int = 1) -> Command:
+        work = self.world.wishes.command()
+        self.world.checker.begun((self._client, number), work)
+        return Command(number, attempt, self.world.clock_ms() + 60_000, work.body)
+
+    def step(self) -> None:
+        """Do one bad thing, and look at the answers to earlier ones."""
+        self._listen()
+        rng = self.world.rng
+        if self._welcome is None:
+            if rng.random() < 0.5:
+                self._send(Hello(1, 1, self._client, "rogue"))
+            else:
+                self._ungreeted()
+            return
+        rng.choice((self._past_the_window, self._two_for_one, self._two_for_one, self._garbage, self._far_ahead))()
+
+    def _ungreeted(self) -> None:
+        client, number = self.world.new_id(), 1
+        work = self.world.wishes.command()
+        self.world.checker.begun((client, number), work)
+        self.world.checker.forbid((client, number), "it came over a connection that said no hello")
+        command = Command(number, 1, self.world.clock_ms() + 60_000, work.body)
+        self._send(Commands(client, 0, 1, [command]))
+
+    def _past_the_window(self) -> None:
+        assert self._welcome is not None
+        number = self._number + 1 + self.world.limits.client_window
+        self.world.checker.forbid((self._client, number), "it lies past the window")
+        self._send(Commands(self._client, self._welcome.uptime_ms, self._number + 1, [self._command(number)]))
+        self._number = number
+
+    def _two_for_one(self) -> None:
+        assert self._welcome is not None
+        self._number += 1
+        first, second = self._command(self._number), self._command(self._number, SECOND)
+        self._bodies[self._number] = first.body
+        self._bodies[-self._number] = second.body
+        commands = [first, second] if self.world.rng.random() < 0.7 else [second, first]
+        for command in commands:
+            self._send(Commands(self._client, self._welcome.uptime_ms, self._number, [command]))
+
+    def _far_ahead(self) -> None:
+        """Settle numbers of its own that it never gave away."""
+        assert self._welcome is not None
+        self._number += self.world.rng.randint(1, 2 * self.world.limits.client_window)
+        self.world.checker.forbid((self._client, self._number), "it was never sent")
+        self._send(Settle(self.world.tag(), self._client, self._welcome.uptime_ms, self._number))
+
+    def _garbage(self) -> None:
+        self.socket.send(self.world.rng.randbytes(self.world.rng.randint(0, 9)))
+
+    def _listen(self) -> None:
+        self.socket.allowed = 1_000
+        while True:
+            try:
+                message = protocol.decode(self.socket.recv_multipart()[0])
+            except zmq.Again:
+                return
+            if isinstance(message, Welcome):
+                self._welcome = message
+            elif isinstance(message, Error) and message.code == Code.HELLO:
+                self._welcome = None
+            elif isinstance(message, Replies):
+                for reply in message.replies:
+                    body = self._bodies.get(-reply.number if reply.attempt == SECOND else reply.number)
+                    if reply.outcome == Outcome.DONE and body is not None:
+                        self.world.checker.told_done((self._client, reply.number), reply.payload, body)
