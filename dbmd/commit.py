@@ -23,7 +23,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dbmd import identities, operations, protocol
-from dbmd.effects import Append, Batch, Effect, RefusedError, Replace
+from dbmd.effects import TEXT_CHARS_MAX, Append, Batch, Effect, RefusedError, Replace
 from dbmd.identities import BARRED, Completion, Identities, InHand, digest_of
 from dbmd.keyspaces import RESERVED, RESERVED_RANGE
 from dbmd.protocol import Code, Outcome, ProtocolError, Reply, Settled
@@ -84,7 +84,7 @@ class _Refusal(Exception):  # noqa: N818 - it is a refusal, told to the client, 
 
     def __init__(self, outcome: Outcome, code: Code, text: str) -> None:
         self.outcome = outcome
-        self.payload = (str(code), text)
+        self.payload = (str(code), text[:TEXT_CHARS_MAX])  # it may quote what was sent, and is recorded
 
 
 class _Overlay:
@@ -103,8 +103,8 @@ class _Overlay:
         except self.read_errors as error:
             raise _Refusal(Outcome.FAILED, Code.INTERNAL, f"the store cannot be read: {error}") from None
 
-    def scan(self, span: Range, *, reverse: bool = False, values: bool = True) -> Any:  # noqa: ANN401, ARG002
-        raise NotImplementedError("no effect reads a range")  # noqa: EM101
+    def scan(self, span: Range, *, reverse: bool = False, values: bool = True) -> Any:  # noqa: ANN401
+        raise NotImplementedError("no effect reads a range")
 
 
 class GroupCommit:
@@ -152,8 +152,8 @@ class GroupCommit:
         if known is not None:
             reply = Reply(number, attempt, known.outcome, True, known.payload, known.group)  # noqa: FBT003
             return Told(ticket, client, reply)
-        if command.deadline_ms < clock_ms:
-            # It bars by itself: every copy of the command carries the same deadline.
+        if command.deadline_ms <= clock_ms:
+            # It bars by itself: every copy carries the same deadline, at which its caller gave it up.
             text = f"the deadline passed {clock_ms - command.deadline_ms} ms before the command was admitted"
             reply = Reply(number, attempt, Outcome.FAILED, False, (str(Code.DEADLINE), text), 0)  # noqa: FBT003
             return Told(ticket, client, reply)
@@ -165,11 +165,11 @@ class GroupCommit:
         arguments: tuple[Any, ...] = ()
         outcome: int = Outcome.DONE
         payload: object = None
+        size = len(command.body)
         try:
             operation, arguments, effect = self._effect(command.body)
             writes, payload = effect.evaluate(self._overlay, self._limits)
-            for write in writes:
-                self._written[write.key] = write.value if isinstance(write, Put) else None
+            size = max(size, self._write(writes))
         except RefusedError as error:
             # It was computed from commands that may yet fail: recorded with them, like an effect.
             outcome, payload = Outcome.REFUSED, (str(error.code), error.text)
@@ -181,8 +181,17 @@ class GroupCommit:
         self._hold(ticket, frame, command, Completion(outcome, payload, digest, self.sequence + 1))
         admitted = self._admitted[frame.client, command.number]
         admitted.operation, admitted.arguments = operation, arguments
-        self._bytes += len(command.body)
+        self._bytes += size
         return None
+
+    def _write(self, writes: tuple[Write, ...]) -> int:
+        """Take writes into the group; return their bytes, which for an append are the whole list's."""
+        size = 0
+        for write in writes:
+            value = write.value if isinstance(write, Put) else None
+            self._written[write.key] = value
+            size += len(write.key) + len(value or b"")
+        return size
 
     def _hold(self, ticket: Any, frame: Commands, command: Command, completion: Completion) -> None:  # noqa: ANN401
         client, number = frame.client, command.number
@@ -203,8 +212,7 @@ class GroupCommit:
             effect = operation.verb.effect(arguments, self._limits)
         except RefusedError as error:
             raise _Refusal(Outcome.REFUSED, error.code, f"{name}: {error.text}") from None
-        if not isinstance(effect, Batch | Append | Replace):
-            raise _Refusal(Outcome.REFUSED, Code.OPERATION, f"{name!r} is not a command")
+        assert isinstance(effect, Batch | Append | Replace)  # noqa: S101 - no query has the writer's role
         deletes = isinstance(effect, Batch) and all(isinstance(write, Delete) for write in effect.writes)
         if self.disk_low and not deletes:
             text = f"disk_free_bytes_min is {self._limits.disk_free_bytes_min}, less is free; deletes and reads go on"
@@ -212,21 +220,27 @@ class GroupCommit:
         return operation, arguments, effect
 
     def settle(self, ticket: Any, ask: Settle, uptime_ms: int) -> Told | None:  # noqa: ANN401
-        """Say what became of an identity; a number that was never admitted is barred, with the group, before that is said."""
+        """
+        Say what became of an identity; a number that was never admitted is barred, with the group, before that is said.
+
+        Whoever gave the number out had its floor within the window below it, so barring raises the floor
+        as far: the record stays bounded. Where no bar can be recorded, nothing is said that would be final: nothing.
+        """
         self._expect(State.GATHERING)
         self.uptime_ms = max(self.uptime_ms, uptime_ms)
         floor = max(0, ask.number - self._limits.client_window + 1)
         try:
             known = self.identities.look_up(ask.client, ask.birth, floor, ask.number, BARRED, self.uptime_ms)
         except RefusedError as error:
-            outcome = _OUTCOMES.get(error.code, Outcome.FAILED)
-            return Told(ticket, ask.client, Settled(ask.tag, outcome, (str(error.code), error.text)))
+            if error.code != Code.EXPIRED:
+                return None
+            return Told(ticket, ask.client, Settled(ask.tag, Outcome.EXPIRED, (str(error.code), error.text)))
         if isinstance(known, Completion):
             return Told(ticket, ask.client, Settled(ask.tag, known.outcome, known.payload))
         if known is None:
             payload = (str(Code.BARRED), "not applied, and never will be")
             completion = Completion(Outcome.FAILED, payload, BARRED, self.sequence + 1)
-            self.identities.admit(ask.client, ask.birth, 0, ask.number, completion, self.uptime_ms)
+            self.identities.admit(ask.client, ask.birth, floor, ask.number, completion, self.uptime_ms)
             self._admitted[ask.client, ask.number] = _Admitted(None, ask.number, 0, completion)
         self._admitted[ask.client, ask.number].askers.append((ticket, ask.tag))
         return None
@@ -258,7 +272,7 @@ class GroupCommit:
         return Sealed(self.sequence, writes, len(self._admitted))
 
     def committed(self) -> list[Told]:
-        """The sealed group is durable: return the answers, in the order of admission."""
+        """Take note that the sealed group is durable; return the answers, in the order of admission."""
         self._expect(State.COMMITTING)
         self.identities.committed()
         told = []
