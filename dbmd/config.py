@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator
 
-from dbmd.limits import KIB, MIB, Limits
+from dbmd.limits import KIB, MIB, REQUESTS_QUEUED_MAX, TURNS_GROUPS, Limits
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -312,8 +312,8 @@ def load(path: str | None, overrides: Mapping[str, Mapping[str, object]]) -> Con
     return Config(tables["database"], tables["serve"], limits, tables["log"])
 
 
-def queue_messages_max(limits: Limits) -> int:
-    """Return the high-water mark of a public socket, per peer: a client has no more than its window unanswered."""
+def replies_queued_max(limits: Limits) -> int:
+    """Return the high-water mark of a public socket's replies, per peer, who has no more than its window unanswered."""
     return limits.client_window
 
 
@@ -351,6 +351,7 @@ def _held_terms(config: Config) -> list[_Term]:
             ("write_buffer_bytes", config.database.write_buffer_bytes), ("", 2),
         )),
         _Term("the group in hand, up to the command that reaches its limit, and its WriteBatch", (group, ("", 2))),
+        _Term("commands in turn", (("groups", TURNS_GROUPS), ("group_bytes_max", limits.group_bytes_max))),
         _Term("pages of scans under way", (*pages, ("page_bytes_max", limits.page_bytes_max))),
         _Term("the records that end those pages", (*pages, record)),
         _Term("outcomes remembered", (
@@ -363,14 +364,12 @@ def _held_terms(config: Config) -> list[_Term]:
 
 def _queue_terms(limits: Limits) -> list[_Term]:
     """Return what libzmq may hold if every client fills its queue with the largest messages."""
-    queues = (
-        ("sockets", PUBLIC_SOCKETS),
-        ("clients_max", limits.clients_max),
-        ("high-water mark (client_window)", queue_messages_max(limits)),
-    )
+    queues = (("sockets", PUBLIC_SOCKETS), ("clients_max", limits.clients_max))
+    requests = ("high-water mark", REQUESTS_QUEUED_MAX)
+    replies = ("high-water mark (client_window)", replies_queued_max(limits))
     return [
-        _Term("requests", (*queues, ("message_bytes_max", limits.message_bytes_max))),
-        _Term("replies", (*queues, ("value_bytes_max", limits.value_bytes_max))),
+        _Term("requests", (*queues, requests, ("message_bytes_max", limits.message_bytes_max))),
+        _Term("replies", (*queues, replies, ("value_bytes_max", limits.value_bytes_max))),
     ]
 
 

@@ -29,10 +29,11 @@ from dbmd.actors.actor import Actor, Nature, clock_ms
 from dbmd.actors.reader import Reader, Source
 from dbmd.actors.writer import Writer
 from dbmd.commit import GroupCommit
-from dbmd.config import queue_messages_max
+from dbmd.config import replies_queued_max
 from dbmd.engines import OpenRefusedError
 from dbmd.engines.leveldb import LevelDB
 from dbmd.identities import UnknownFormatError
+from dbmd.limits import REQUESTS_QUEUED_MAX
 from dbmd.log import open_log
 from dbmd.protocol import Welcome
 from dbmd.rendezvous import Entry, Serving
@@ -181,7 +182,7 @@ class Daemon:
         router = self._context.socket(zmq.ROUTER)
         router.setsockopt(zmq.ROUTER_MANDATORY, 1)
         router.setsockopt(zmq.MAXMSGSIZE, self._config.limits.message_bytes_max)
-        router.sndhwm = router.rcvhwm = queue_messages_max(self._config.limits)
+        router.sndhwm, router.rcvhwm = replies_queued_max(self._config.limits), REQUESTS_QUEUED_MAX
         router.setsockopt(zmq.BACKLOG, min(self._config.limits.clients_max, 4096))
         router.linger = int(LINGER_S * 1000)
         return router

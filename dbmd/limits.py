@@ -13,6 +13,9 @@ from typing import Any
 KIB = 1024
 MIB = 1024 * KIB
 
+REQUESTS_QUEUED_MAX = 4  # requests of one connection that a socket holds; more wait with their sender, and none is lost
+TURNS_GROUPS = 4  # groups' worth of commands that the writer has taken in and that wait for their turn
+
 
 def _limit(default: int, lowest: int, highest: int, why: str) -> Any:  # noqa: ANN401 - a dataclass field poses as its value
     return field(default=default, metadata={"lowest": lowest, "highest": highest, "why": why})

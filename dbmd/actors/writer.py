@@ -15,6 +15,7 @@ import zmq
 
 from dbmd.actors.actor import Actor, Nature, Peer, ReplacedError, Ticket, clock_ms, now_us
 from dbmd.identities import shown
+from dbmd.limits import TURNS_GROUPS
 from dbmd.protocol import Code, Commands, Goodbye, Outcome, ProtocolError, Replies, Reply, Settle, Settled
 from dbmd.storage import CommitUnknownError
 from dbmd.turns import Turns
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 HOUSEKEEPING_MS = 60_000  # how often what expired or said goodbye is given up without waiting for a command
 UPTIME_SAVED_MS = 3_600_000  # an idle daemon persists its uptime this often
-TURNS_GROUPS = 4  # groups' worth of commands taken in and waiting for their turn; the rest waits in the sockets
 GATHER_US = 200  # yield at most this long for a group as large as the recent ones: about one sync
 OUTCOMES = {Outcome.DONE: "done", Outcome.REFUSED: "refused", Outcome.FAILED: "failed", Outcome.EXPIRED: "expired"}
 
