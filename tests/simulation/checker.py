@@ -48,7 +48,7 @@ class Checker:
         self._limits = limits
         self.states: list[State] = [{}]
         self.ledger: dict[Identity, Completion] = {}
-        self.admitted: list[Identity] = []
+        self.admitted: dict[Identity, Completion] = {}
         self.acknowledged = 0
         self._works: dict[Identity, dict[bytes, Command]] = {}
         self._never: dict[Identity, str] = {}
@@ -132,9 +132,14 @@ class Checker:
     def _replay(self, fresh: dict[Identity, Completion], actual: State) -> None:
         """Apply the group's commands to the last state, in the order of admission: they must make the next one."""
         model = dict(self.states[-1])
-        for identity in self.admitted:
+        for identity, completion in self.admitted.items():
             entry = fresh.pop(identity, None)
-            if entry is None or entry.digest == BARRED:
+            if entry is None:
+                # Its client gave it up in the very group that it was admitted to.
+                given_up = identity[1] < self._records.get(identity[0], 0)
+                self.that(given_up, "an identity is recorded in the same batch as its effect", shown(identity))
+                entry = self.ledger[identity] = completion
+            if entry.digest == BARRED:
                 continue
             command = self._works.get(identity, {}).get(entry.digest)
             self.that(command is not None, "only what was asked is applied", shown(identity))
@@ -165,9 +170,9 @@ class Checker:
         self.that(code != Code.WINDOW, "a client that keeps its window never hears of it", shown(identity))
         entry = self.ledger.get(identity)
         if entry is not None:
-            found = (entry.outcome, entry.payload)
+            found = (entry.outcome, entry.payload if code != Code.DEADLINE else payload)
             self.that(found == (outcome, payload), "an outcome told is the one recorded", shown(identity), entry, payload)
-        else:
+        elif not settled or identity[1] >= self._records.get(identity[0], 0):  # below its floor a number is barred, too
             promise = "a refusal that depends on the state is recorded, and so is what bars"
             self.that(not settled and (outcome != Outcome.REFUSED or code in STATELESS), promise, shown(identity), payload)
         self.forbid(identity, f"told {Outcome(outcome).name}: {payload[1]}")

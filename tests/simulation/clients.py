@@ -142,9 +142,9 @@ class Client:
             socket: Any = link._socket
             if socket is not None:
                 socket.allowed = 1_000 if everything else rng.choice((0, 1, 2, 1_000, 1_000))
-            if everything or rng.random() < 0.4:
-                self._lead(link, started_ms)
             link.pump()
+            if link._heard_ms != self.now_ms and (everything or rng.random() < 0.5):
+                self._lead(link, started_ms)
         self._note_identities()
         for call in list(self.pending):
             if isinstance(call.work, Command):
@@ -178,6 +178,7 @@ class Client:
             link.drop()
         elif now - max(link._probed_ms, link._heard_ms) >= PROBE_MS:
             link._hello()
+        link.pump()
 
     def _poll_command(self, call: Pending, work: Command) -> bool:
         """Mirror the second half of ``Channel._command``."""
@@ -217,9 +218,9 @@ class Client:
         """Mirror the second half of ``Channel.outcome``."""
         if call.waiter.done:
             settled: Settled = call.waiter.value
+            self._told(call, settled.outcome, settled.payload)
             if work.identity[0] == self.commands.session.client:
                 self.commands.session.settled(work.identity[1])
-            self._told(call, settled.outcome, settled.payload)
             return True
         if self.now_ms < call.deadline_ms:
             return False
@@ -234,8 +235,9 @@ class Client:
         if outcome == Outcome.DONE:
             checker.told_done(work.identity, payload)
         elif outcome == Outcome.EXPIRED:
-            wanted = call.wanted and (work.owner is self or work.wanted)
-            checker.told_expired(work.identity, wanted=wanted and not self.world.expired(work.birth))
+            # A window that filled up meanwhile gave it up.
+            wanted = call.wanted and work.wanted and not self.world.expired(work.birth)
+            checker.told_expired(work.identity, wanted=wanted)
         else:
             checker.told_not(work.identity, outcome, payload, settled=not late_reply)
 

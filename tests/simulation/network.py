@@ -54,9 +54,15 @@ class Dealer:
         self.role = endpoint.rpartition("/")[2]
         self._network.join(self)
 
-    def getsockopt(self, _option: int) -> int:
-        """Return a descriptor that nobody polls."""
+    def getsockopt(self, option: int) -> int:
+        """Say whether something may be read; a descriptor is one that nobody polls."""
+        if option == zmq.EVENTS and self.allowed and self._queue():
+            return zmq.POLLIN
         return 0
+
+    def _queue(self) -> deque[list[bytes]]:
+        """Return where the next message is: what an earlier connection brought comes first."""
+        return self.inbox if self.inbox or self.connection is None else self.connection.to_client
 
     def send(self, frame: bytes, _flags: int = 0) -> None:
         """Send one frame."""
@@ -64,7 +70,7 @@ class Dealer:
 
     def recv_multipart(self, _flags: int = 0, *, copy: bool = True) -> list[Any]:
         """Return the next message that has come and may be seen."""
-        queue = self.inbox or (self.connection.to_client if self.connection is not None else self.inbox)
+        queue = self._queue()
         if not self.allowed or not queue:
             raise zmq.Again
         self.allowed -= 1

@@ -26,7 +26,8 @@ class Rogue:
         self.socket.connect("sim://writer")
         self._client = world.new_id()
         self._welcome: Welcome | None = None
-        self._number = 0
+        self._ghost = world.new_id()
+        self._number = self._barred = 0
         self._bodies: dict[int, bytes] = {}
 
     def _send(self, message: Message) -> None:
@@ -75,11 +76,11 @@ class Rogue:
             self._send(Commands(self._client, self._welcome.uptime_ms, self._number, [command]))
 
     def _far_ahead(self) -> None:
-        """Settle numbers of its own that it never gave away."""
+        """Settle numbers that nobody ever gave away: each is barred, and what is kept of them stays bounded."""
         assert self._welcome is not None
-        self._number += self.world.rng.randint(1, 2 * self.world.limits.client_window)
-        self.world.checker.forbid((self._client, self._number), "it was never sent")
-        self._send(Settle(self.world.tag(), self._client, self._welcome.uptime_ms, self._number))
+        self._barred += self.world.rng.randint(1, 2 * self.world.limits.client_window)
+        self.world.checker.forbid((self._ghost, self._barred), "it was never sent")
+        self._send(Settle(self.world.tag(), self._ghost, self._welcome.uptime_ms, self._barred))
 
     def _garbage(self) -> None:
         self.socket.send(self.world.rng.randbytes(self.world.rng.randint(0, 9)))
