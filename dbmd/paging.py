@@ -86,7 +86,7 @@ class Paging:
         if len(self._scans) >= self._limits.scans_max:
             raise RefusedError(Code.BUSY, f"scans_max is {self._limits.scans_max}, all are open")
 
-    def open(  # noqa: PLR0913 - what a scan is made of
+    def open(  # noqa: PLR0913, PLR0917 - what a scan is made of
         self,
         ticket: Any,  # noqa: ANN401
         tag: int,
