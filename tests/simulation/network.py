@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from random import Random
 
 
+READABLE = int(zmq.POLLIN)
+
+
 class Part(NamedTuple):
     """A frame received without a copy."""
 
@@ -57,7 +60,7 @@ class Dealer:
     def getsockopt(self, option: int) -> int:
         """Say whether something may be read; a descriptor is one that nobody polls."""
         if option == zmq.EVENTS and self.allowed and self._queue():
-            return zmq.POLLIN
+            return READABLE
         return 0
 
     def _queue(self) -> deque[list[bytes]]:
@@ -123,7 +126,7 @@ class Router:
         if option == zmq.RCVMORE:
             return len(self._parts)
         if option == zmq.EVENTS:
-            return zmq.POLLIN if self.mailbox else 0
+            return READABLE if self.mailbox else 0
         return 0
 
     def recv(self, _flags: int = 0, *, copy: bool = True) -> Any:  # noqa: ANN401 - a frame, or its bytes

@@ -86,6 +86,7 @@ def main() -> int:
     parser.add_argument("seed", type=int, nargs="?", help="replay one seed")
     parser.add_argument("--seeds", type=int, help="search that many")
     parser.add_argument("--first", type=int, default=0, help="begin with this one")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="1: in this process, one after the other")
     parser.add_argument("--mutants", action="store_true", help="break one line at a time, and find each")
     arguments = parser.parse_args()
     if arguments.mutants:
@@ -96,7 +97,8 @@ def main() -> int:
         world = live(arguments.seed)
         sys.stdout.write(f"seed {arguments.seed} holds: {world.checker.now} groups, {world.deaths} deaths\n")
         return 0
-    totals, failure = search_all(arguments.seeds or 500, arguments.first)
+    first, count = arguments.first, arguments.seeds or 500
+    totals, failure = search(range(first, first + count)) if arguments.jobs == 1 else search_all(count, first)
     if failure is not None:
         sys.stdout.write(f"{failure}\n")
         return 1

@@ -54,9 +54,10 @@ def _write(*pairs: tuple[bytes, bytes | None]) -> Callable[[State], bool]:
 def _append(key: bytes, item: str) -> Callable[[State], bool]:
     def apply(state: State) -> bool:
         items = json.loads(state.get(key, b"[]"))
-        if item not in items:
-            state[key] = json.dumps([*items, item]).encode()
-        return True
+        value = json.dumps([*items, item]).encode()
+        if item not in items and len(value) <= VALUE_BYTES_MAX:
+            state[key] = value
+        return item in items or len(value) <= VALUE_BYTES_MAX
 
     return apply
 
