@@ -136,11 +136,16 @@ class Asked:
         self._due = {tag: query for tag, (query, _) in self.queries.items()}
         self._scans_due.clear()
         for tag, pages in list(self.scans.items()):
+            del self.scans[tag]
             if not pages.begun:
-                self._scans_due.append(pages.request)  # nothing of its snapshot was seen
+                # Nothing of it was seen, but a page of its snapshot may be on its way: a new tag tells two snapshots apart.
+                self._tag += 1
+                pages.request = pages.request._replace(tag=self._tag)
+                self.scans[self._tag] = pages
+                self._scans_due.append(pages.request)
                 continue
             lost = protocol.Answer(tag, Outcome.FAILED, (str(Code.SNAPSHOT), "the connection to the daemon was lost"))
-            self.scans.pop(tag).add(lost, None)
+            pages.add(lost, None)
 
     def overdue(self, now: int) -> None:
         """Ask again what has waited too long: a query changes nothing."""
@@ -153,10 +158,14 @@ class Pages:
 
     def __init__(self, request: ScanRequest) -> None:
         self.request = request
-        self.tag = request.tag
         self.begun = False
         self.waiter = Waiter()
         self.come: deque[tuple[Any, Any]] = deque()
+
+    @property
+    def tag(self) -> int:
+        """Return the tag it is asked for under, which is another on another connection."""
+        return self.request.tag
 
     def add(self, message: Any, body: Any) -> None:  # noqa: ANN401
         """Queue a page, or the answer that ends it; credit bounds how many there can be."""
