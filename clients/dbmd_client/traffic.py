@@ -138,7 +138,7 @@ class Asked:
         for tag, pages in list(self.scans.items()):
             del self.scans[tag]
             if not pages.begun:
-                # Nothing of it was seen, but a page of its snapshot may be on its way: a new tag tells two snapshots apart.
+                # Nothing of it was seen, but a page of its snapshot may be on its way: a new tag tells them apart.
                 self._tag += 1
                 pages.request = pages.request._replace(tag=self._tag)
                 self.scans[self._tag] = pages
