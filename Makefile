@@ -12,12 +12,13 @@ SECONDS ?= 600
 SEEDS ?= all
 TIER := bash .ci/tier
 
-.PHONY: help run check lint layers types test test-system test-deep demo bench lock clean
+.PHONY: help run check lint layers types test test-system test-deep demo figures reference bench lock clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: $(RUN) ## install what the daemon needs, then serve ./data in the foreground
+	@echo 'make: to connect, run .venv/bin/python here and open AppointmentsDBM("data"), or the address below; Ctrl-C ends it'
 	@exec $(BIN)/dbmd serve ./data
 
 check: $(DEV) ## lint, types and the layers: the quick one
@@ -45,9 +46,15 @@ test-deep: $(DEV) ## the long search: SECONDS=600, SEEDS=all or committed
 		$(BIN)/pytest -m deep --hypothesis-profile=deep --timeout=0 --deep-seconds=$(SECONDS) --deep-seeds=$(SEEDS)
 
 demo: $(RUN) ## four towers on one database, in half a minute
-	@$(BIN)/python tests/demo.py
+	@$(BIN)/python -m tests.demo
 
-bench: $(DEV) ## the figures of the README, beside its alternatives
+figures: $(RUN) ## the figures of the README, on this machine
+	@$(BIN)/python -m tests.figures
+
+reference: $(RUN) ## write docs/operations.md anew from the registry
+	@$(BIN)/python -m tests.reference
+
+bench: $(DEV) ## the speed of dbmd beside its alternatives
 	@$(BIN)/python -m tests.benchmarks
 
 lock: $(DEV) ## pin every dependency anew
