@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from dbmd import identities, protocol
 from dbmd.commit import STATE_KEY
 from dbmd.identities import BARRED, RECORDS, Completion, digest_of
-from dbmd.protocol import Code, Outcome
+from dbmd.protocol import Code, Outcome, Reply
 from dbmd.storage import Put
 from dbmd.keyspaces import RESERVED
 
@@ -24,10 +24,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from dbmd.limits import Limits
+    from dbmd.protocol import Settled
     from dbmd.storage import Write
     from tests.simulation.work import Command, State
 
 Identity = tuple[bytes, int]
+UNRECORDED_FINAL = frozenset({Code.DEADLINE, Code.EXPIRED, Code.IDENTITY})
 # Refusals that no state can change: they need not be recorded.
 STATELESS = frozenset({Code.LIMIT, Code.RESERVED, Code.TYPE, Code.OPERATION, Code.MALFORMED, Code.IDENTITY})
 
@@ -163,6 +165,17 @@ class Checker:
         if body is not None:
             self.that(entry.digest == digest_of(body), "done is what was asked", shown(identity))
         self.acknowledged += 1
+
+    def telling(self, client: bytes, answer: Reply | Settled, number: int) -> None:
+        """Check an answer that the daemon gives at once: what it says is recorded must be durable by now."""
+        recorded = answer.recorded if isinstance(answer, Reply) else answer.outcome != Outcome.EXPIRED
+        promise = "what is persisted is persisted before anyone is told"
+        self.that(not recorded or (client, number) in self.ledger, promise, shown((client, number)))
+
+    def told_alone(self, identity: Identity, reply: Reply, copies: int) -> None:
+        """Check a refusal that a caller took as its command's end: an unrecorded one is final only where one copy was sent."""
+        final = reply.recorded or copies == 1 or reply.payload[0] in UNRECORDED_FINAL
+        self.that(final, "an unrecorded refusal is final only where one copy was sent", shown(identity), reply)
 
     def told_not(self, identity: Identity, outcome: int, payload: tuple[str, str], *, settled: bool = False) -> None:
         """A caller was told that its command was refused, or failed, or is barred: it was not applied, and never will be."""

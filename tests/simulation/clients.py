@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.simulation.checker import Identity
-    from tests.simulation.network import Dealer
     from tests.simulation.world import World
 
 CREDIT_PAGES = 2
@@ -85,9 +84,10 @@ class Client:
         """Return this machine's clock."""
         return self.world.now_ms + self.skew_ms
 
-    def dealers(self) -> list[Dealer]:
-        """Return the sockets that are open."""
-        return [link._socket for link in self.links.values() if link._socket is not None]  # type: ignore[misc]
+    @property
+    def idle(self) -> bool:
+        """Say whether it has been at work, and waits for nothing now."""
+        return not self.pending and self.commands.session._next > 1
 
     # --- Calls ---
 
@@ -191,6 +191,7 @@ class Client:
             if reply.outcome == Outcome.DONE:
                 checker.told_done(call.identity, reply.payload, work.body)
             elif reply.outcome != Outcome.EXPIRED:
+                checker.told_alone(call.identity, reply, settled.attempt)
                 checker.told_not(call.identity, reply.outcome, reply.payload)
             else:
                 checker.told_expired(call.identity, wanted=not self.world.expired(call.birth))

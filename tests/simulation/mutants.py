@@ -167,7 +167,7 @@ MUTANTS = (
         "read-modify-write blind to admitted commands",
         "two appends to one list in one group both count",
         COMMIT,
-        "return self._written[key] if key in self._written else self._view.get(key)",
+        "return self._written[key]",
         "return self._view.get(key)",
     ),
     Mutant(

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 
 READABLE = int(zmq.POLLIN)
+PACES = (0.9, 0.9, 0.9, 0.05)  # some connections crawl, and are given up while much is under way
+PACES_STALE = (0.9, 0.2, 0.05, 0.02)
 
 
 class Part(NamedTuple):
@@ -28,13 +30,18 @@ class Part(NamedTuple):
 
 
 class Connection:
-    """One route between a DEALER and one run of the daemon. ``stale``: the client's end is gone."""
+    """
+    One route between a DEALER and one run of the daemon.
 
-    __slots__ = ("role", "route", "stale", "to_client", "to_daemon")
+    ``stale``: the client's end is gone. ``pace`` is the chance that a turn brings what is under way.
+    """
 
-    def __init__(self, route: bytes, role: str) -> None:
+    __slots__ = ("pace", "role", "route", "stale", "to_client", "to_daemon")
+
+    def __init__(self, route: bytes, role: str, pace: float) -> None:
         self.route = route
         self.role = role
+        self.pace = pace
         self.stale = False
         self.to_daemon: deque[bytes] = deque()
         self.to_client: deque[list[bytes]] = deque()
@@ -155,7 +162,6 @@ class Network:
     def __init__(self, rng: Random) -> None:
         self._rng = rng
         self.loss = rng.choice((0.0, 0.02, 0.1, 0.25))
-        self.late = rng.choice((0.02, 0.1, 0.4))
         self.deaf = False
         self.crash = 0.0
         self.up = False
@@ -175,9 +181,8 @@ class Network:
         if not self.up:
             return
         self._routes += 1
-        connection = Connection(b"%d" % self._routes, dealer.role)
-        self._live[connection.route] = dealer_connection = connection
-        dealer.connection = dealer_connection
+        connection = Connection(b"%d" % self._routes, dealer.role, self._rng.choice(PACES))
+        self._live[connection.route] = dealer.connection = connection
         connection.to_daemon.extend(dealer.pending)
         dealer.pending.clear()
 
@@ -185,9 +190,14 @@ class Network:
         """Close a dealer."""
         self.dealers.pop(dealer, None)
         if dealer.connection is not None:
-            self._lose_suffix(dealer.connection.to_daemon)
-            dealer.connection.stale = True
+            self._leave_behind(dealer.connection)
             dealer.connection = None
+
+    def _leave_behind(self, connection: Connection) -> None:
+        """Lose some of what was under way; the rest arrives however late."""
+        self._lose_suffix(connection.to_daemon)
+        connection.stale = True
+        connection.pace = self._rng.choice(PACES_STALE)
 
     def cut(self, dealer: Dealer) -> None:
         """Break a connection between two that live: the dealer makes another by itself."""
@@ -195,8 +205,7 @@ class Network:
         if connection is None:
             return
         self._keep(dealer, connection)
-        self._lose_suffix(connection.to_daemon)
-        connection.stale = True
+        self._leave_behind(connection)
         dealer.connection = None
         self.join(dealer)
 
@@ -238,7 +247,7 @@ class Network:
         if len(found) > 1:
             rng.shuffle(found)
         for connection in found:
-            if not everything and rng.random() > (self.late if connection.stale else 0.8):
+            if not everything and rng.random() > connection.pace:
                 continue
             queue = connection.to_daemon
             count = len(queue) if everything or rng.random() < 0.6 else rng.randint(1, len(queue))

@@ -36,11 +36,12 @@ if TYPE_CHECKING:
 
     from dbmd.actors.actor import Actor
     from dbmd.commit import Told
-    from dbmd.protocol import Command, Commands
+    from dbmd.protocol import Command, Commands, Settle
     from dbmd.storage import Write
 
 WINDOW = 4
 CLIENTS_FEW = 3
+CLIENTS_MAX = 5
 COMMANDS_MIN, COMMANDS_MAX = 15, 40
 TIMEOUTS_MS = (300, 2_000, 8_000, 8_000, 40_000)
 STEPS_MS = (0, 0, 0, 1, 5, 20, 60, 400)
@@ -155,7 +156,7 @@ class World:
 
     def _spy(self, core: GroupCommit) -> None:
         """Note the order of admission, and each command's newest copy: its route is whom to answer."""
-        admit, committed, checker = core.admit, core.committed, self.checker
+        admit, settle, committed, checker = core.admit, core.settle, core.committed, self.checker
 
         def admitting(ticket: Any, frame: Commands, command: Command, clock_ms: int, uptime_ms: int) -> Told | None:  # noqa: ANN401
             told = admit(ticket, frame, command, clock_ms, uptime_ms)
@@ -164,6 +165,14 @@ class World:
                 checker.admitted.setdefault(identity, core._admitted[identity].completion)
                 if command.attempt >= self._newest.get(identity, (0, b""))[0]:
                     self._newest[identity] = (command.attempt, ticket.route)
+            else:
+                checker.telling(frame.client, told.answer, command.number)
+            return told
+
+        def settling(ticket: Any, ask: Settle, uptime_ms: int) -> Told | None:  # noqa: ANN401
+            told = settle(ticket, ask, uptime_ms)
+            if told is not None:
+                checker.telling(ask.client, told.answer, ask.number)
             return told
 
         def answering() -> list[Told]:
@@ -175,7 +184,7 @@ class World:
                     checker.that(found == newest, "a command in hand is answered where its newest copy came from")
             return told
 
-        core.admit, core.committed = admitting, answering  # type: ignore[method-assign]
+        core.admit, core.settle, core.committed = admitting, settling, answering  # type: ignore[method-assign]
 
     def turn(self, role: str, *, everything: bool = False) -> None:
         """Let one actor do a turn; whatever kills it kills the run."""
@@ -243,7 +252,7 @@ class World:
             self.turn("writer" if rng.random() < 0.6 else rng.choice(ROLES))
         elif rng.random() < 0.2:
             self.start()
-        if not self._quiet and rng.random() < 0.05:
+        if not self._quiet and rng.random() < 0.06:
             rng.choice(self._FAULTS)(self)
         if self._rogue is not None and rng.random() < 0.1:
             self._rogue.step()
@@ -280,17 +289,25 @@ class World:
         if dealers:
             self.network.cut(self.rng.choice(dealers))
 
+    def _reset(self) -> None:
+        """Have a link make its connection anew, as it does after a silence."""
+        link = self.rng.choice(list(self.rng.choice(self.clients).links.values()))
+        if link._socket is not None:
+            link.drop()
+
     def _replace(self) -> None:
         """End a process, by its own will or not, or fork it; another takes up the work."""
-        client, way = self.rng.choice(self.clients), self.rng.randrange(3)
+        way = self.rng.randrange(4)
         if way == 0:
+            if len(self.clients) < CLIENTS_MAX:
+                self.clients.append(Client(self))
+            return
+        client = self.rng.choice([each for each in self.clients if way == 1 or each.idle] or self.clients)
+        if way == 1:
             client.die()
-        elif way == 1:
+        else:
             client.goodbye()
-        if way < 2:
-            self.clients.remove(client)
-        if way < 2 or len(self.clients) < 5:
-            self.clients.append(Client(self))
+        self.clients[self.clients.index(client)] = Client(self)
 
     def _freeze(self) -> None:
         client = self.rng.choice(self.clients)
@@ -303,7 +320,7 @@ class World:
         self.disk.low = not self.disk.low
 
     _FAULTS: Sequence[Callable[[World], None]] = (
-        _crash, _terminate, *(_cut,) * 4, _replace, *(_freeze,) * 2, *(_sleep,) * 2, _fill,
+        _crash, _terminate, *(_cut,) * 3, *(_reset,) * 4, *(_replace,) * 2, *(_freeze,) * 2, *(_sleep,) * 2, _fill,
     )  # fmt: skip
 
     # --- The end ---
@@ -315,6 +332,8 @@ class World:
         for client in self.clients:
             client.thaws_ms = 0
         self._drive()
+        if self.network.up and self.rng.random() < 0.3:
+            self.terminate()
         asker = Client(self)
         self.clients.append(asker)
         waiting, self.unknowns = self.unknowns, []
