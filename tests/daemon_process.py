@@ -5,23 +5,64 @@ from __future__ import annotations
 import os
 import queue
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
+import time
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import orjson
 
+from dbmd import places, rendezvous
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
+    from collections.abc import Callable, Iterator, Mapping
     from types import TracebackType
 
 READY_S_MAX = 20.0  # a start takes half a second; two busy cores may need longer
 EXIT_S_MAX = 20.0
+PATIENCE_S = 20.0  # how long a condition may take that usually holds in a moment
 
 ENDPOINT = re.compile(r"(?:ipc|tcp)://[^\s,;]*[^\s,;.]")
+
+
+def until(condition: Callable[[], object], what: str = "a condition") -> None:
+    """Wait until ``condition`` holds."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline, f"waited in vain for {what}"
+        time.sleep(0.005)
+
+
+def descriptors_of(pid: int) -> int:
+    """Return how many descriptors a process has open."""
+    return sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
+
+
+@contextmanager
+def private_runtime() -> Iterator[Path]:
+    """Yield a folder of one's own, with a short name, for the daemons of a test; end those that it leaves behind."""
+    before = os.environ.get(places.FOLDER_VARIABLE)
+    folder = tempfile.mkdtemp(prefix="d-")
+    os.environ[places.FOLDER_VARIABLE] = folder
+    try:
+        yield Path(folder)
+    finally:
+        for entry in rendezvous.everyone():
+            with suppress(ProcessLookupError):
+                os.kill(entry.pid, signal.SIGCONT)
+                os.kill(entry.pid, signal.SIGKILL)
+        until(lambda: not rendezvous.everyone(), "the end of the daemons")
+        if before is None:
+            del os.environ[places.FOLDER_VARIABLE]
+        else:
+            os.environ[places.FOLDER_VARIABLE] = before
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 class DaemonProcess:
@@ -162,6 +203,19 @@ class DaemonProcess:
 
     def __enter__(self) -> Self:
         return self.start()
+
+    def descriptors(self) -> int:
+        """Return how many descriptors it has open."""
+        return descriptors_of(self.pid)
+
+    def threads(self) -> int:
+        """Return how many threads it has."""
+        return sum(1 for _ in Path(f"/proc/{self.pid}/task").iterdir())
+
+    def anonymous_bytes(self) -> int:
+        """Return its RssAnon: memory of its own, tables that are mapped left out."""
+        status = Path(f"/proc/{self.pid}/status").read_text(encoding="utf-8")
+        return int(status.partition("RssAnon:")[2].split()[0]) * 1024
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
