@@ -560,12 +560,12 @@ class WorldOnLevelDB(World):
 
 def test_acknowledged_is_kept_once_and_every_outcome_told_is_true() -> None:
     """Whatever is lost, late, repeated, crashed or expired, commands happen once or never, and nobody is told else."""
-    run_state_machine_as_test(World, settings=settings(max_examples=150, stateful_step_count=50))
+    run_state_machine_as_test(World, settings=settings(max_examples=100, stateful_step_count=50))
 
 
 def test_the_same_holds_over_leveldb() -> None:
     """The engine that ships keeps what the memory store keeps."""
-    run_state_machine_as_test(WorldOnLevelDB, settings=settings(max_examples=15, stateful_step_count=40))
+    run_state_machine_as_test(WorldOnLevelDB, settings=settings(max_examples=8, stateful_step_count=40))
 
 
 def late_requests(world: World) -> None:
