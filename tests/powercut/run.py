@@ -1,0 +1,132 @@
+"""One run of a daemon under load, its journal kept: what the cuts are made of."""
+
+from __future__ import annotations
+
+import bisect
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.daemon_process import DaemonProcess
+from tests.powercut import load
+from tests.powercut.library import Library
+
+WRITE_BUFFER_BYTES = 65_536  # LevelDB's least: logs, tables and MANIFEST change as often as can be
+ROOT = Path(__file__).parent.parent.parent
+WAIT_S = 30.0
+
+
+@dataclass
+class Plan:
+    """How a run is made: clients with threads each, under load for so long, between kills of the daemon."""
+
+    clients: int = 4
+    threads: int = 2
+    load_s: float = 1.0
+    kills: int = 2
+    swallow: bool = False
+
+    def owners(self, client: int) -> list[str]:
+        """Name a client's owners."""
+        return [f"c{client}o{each}#" for each in range(self.threads)]
+
+
+class History(NamedTuple):
+    """One owner's calls and acknowledgements: ``called[n - 1]`` is the journal's length when command ``n`` began."""
+
+    called: list[int]
+    acknowledged: list[int]
+
+    def at(self, cut: int) -> tuple[int, int]:
+        """Return how many commands were acknowledged, and how many called, before a cut."""
+        return bisect.bisect_right(self.acknowledged, cut), bisect.bisect_left(self.called, cut)
+
+
+@dataclass
+class Run:
+    """What a run left: the journal, and what its clients know."""
+
+    journal: bytes
+    histories: dict[str, History]
+
+    @property
+    def acknowledged(self) -> int:
+        """Return how many commands were acknowledged."""
+        return sum(len(each.acknowledged) for each in self.histories.values())
+
+
+def run(plan: Plan, folder: Path) -> Run:
+    """Run daemon and clients, and return what is known of them."""
+    directory = folder / "db"
+    directory.mkdir(mode=0o700)
+    configuration = folder / "dbmd.toml"
+    configuration.write_text(f'[database]\nwrite_buffer_bytes = {WRITE_BUFFER_BYTES}\n[log]\nlevel = "warning"\n')
+    with ExitStack() as stack:
+        library = stack.enter_context(Library(directory, folder, journal=True))
+        if plan.swallow:
+            library.swallow_syncs()
+        daemon = DaemonProcess(
+            directory,
+            endpoint=f"ipc://{folder}/s",
+            arguments=("--config", str(configuration)),
+            environment={**library.environment, "DBMD_RUNTIME_DIR": str(folder)},
+        )
+        stack.enter_context(daemon)
+        clients: list[subprocess.Popen[bytes]] = []
+        stack.callback(_end, clients)
+        for client in range(plan.clients):
+            history = folder / f"history{client}"
+            command = [sys.executable, "-m", "tests.powercut.load", daemon.endpoint, str(library.journal_path)]
+            command += [str(history), *plan.owners(client)]
+            clients.append(subprocess.Popen(command, stdin=subprocess.PIPE, cwd=ROOT))
+        _synced(library)
+        for kill in range(plan.kills + 1):
+            time.sleep(plan.load_s)  # the load's length, not a condition
+            if kill < plan.kills:
+                daemon.kill()
+                daemon.start()
+                _synced(library)
+        _finish(clients)
+        assert daemon.terminate() == 0, daemon.stderr()[-2000:]
+        journal = library.journal_path.read_bytes()
+    return Run(journal, _histories(plan, folder))
+
+
+def _synced(library: Library) -> None:
+    """Wait until another group has been synced."""
+    before, deadline = library.syncs, time.monotonic() + WAIT_S
+    while library.syncs == before:
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.005)
+
+
+def _finish(clients: list[subprocess.Popen[bytes]]) -> None:
+    for client in clients:
+        assert client.stdin is not None
+        client.stdin.close()
+    for client in clients:
+        assert client.wait(WAIT_S) == 0
+
+
+def _end(clients: list[subprocess.Popen[bytes]]) -> None:
+    for client in clients:
+        if client.poll() is None:
+            client.kill()
+        client.wait()
+        if client.stdin is not None:
+            client.stdin.close()
+
+
+def _histories(plan: Plan, folder: Path) -> dict[str, History]:
+    histories: dict[str, History] = {}
+    for client in range(plan.clients):
+        owners = plan.owners(client)
+        found = [History([], []) for _ in owners]
+        for note in load.notes(folder / f"history{client}"):
+            (found[note.owner].acknowledged if note.what else found[note.owner].called).append(note.position)
+        histories.update(zip(owners, found, strict=True))
+    return histories
