@@ -70,6 +70,7 @@ class Client:
         self.world = world
         self.skew_ms = world.rng.choice((0, 0, 70_000, 3_600_000))
         self.thaws_ms = 0
+        self.leaving = False
         self.pending: list[Pending] = []
         self.commands, self.points, self.scans = Commands(), Asked(), Asked()
         client, name = self.commands.session.client, f"client {world.tag()}"

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 
 READABLE = int(zmq.POLLIN)
-PACES = (0.9, 0.9, 0.9, 0.05)  # some connections crawl, and are given up while much is under way
-PACES_STALE = (0.9, 0.2, 0.05, 0.02)
+PACES = (0.9, 0.9, 0.9, 0.9, 0.1, 0.005)  # some connections crawl, and are given up while much is under way
+PACES_STALE = (0.9, 0.2, 0.05, 0.05)
 
 
 class Part(NamedTuple):
@@ -219,7 +219,7 @@ class Network:
                 dealer.pending.appendleft(connection.to_daemon.pop())
 
     def _lose_suffix(self, queue: deque[Any]) -> None:
-        if queue and self._rng.random() < 0.5:
+        if queue and self._rng.random() < 0.3:
             for _ in range(self._rng.randint(1, len(queue))):
                 queue.pop()
 

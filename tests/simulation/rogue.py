@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import zmq
 
 from dbmd import protocol
-from dbmd.protocol import Code, Command, Commands, Error, Hello, Outcome, Replies, Settle, Welcome
+from dbmd.protocol import Code, Command, Commands, Error, Goodbye, Hello, Outcome, Replies, Settle, Welcome
 
 if TYPE_CHECKING:
     from dbmd.protocol import Message
@@ -15,6 +15,51 @@ if TYPE_CHECKING:
     from tests.simulation.world import World
 
 SECOND = 9  # the attempt that marks the copies whose body is another
+
+
+class Leaver:
+    """
+    A client whose command arrives over two connections, and that says goodbye between the copies.
+
+    It keeps every rule: the first connection crawled, and holds the command behind a hello that was a probe.
+    """
+
+    def __init__(self, world: World, birth: int) -> None:
+        client, work = world.new_id(), world.wishes.command()
+        world.checker.begun((client, 1), work)
+        self._world, self._client, self._body = world, client, work.body
+        self.gone = False
+        deadline_ms = world.clock_ms() + 60_000
+        first = self._connect(1, birth, deadline_ms)
+        self._late = first.connection
+        first.close()
+        if self._late is not None:
+            self._late.pace = 0.0
+        self._second = self._connect(2, birth, deadline_ms)
+
+    def _connect(self, attempt: int, birth: int, deadline_ms: int) -> Dealer:
+        socket = self._world.context.socket(0)
+        socket.connect("sim://writer")
+        socket.send(protocol.encode(Hello(1, 1, self._client, "leaver")))
+        socket.send(protocol.encode(Commands(self._client, birth, 1, [Command(1, attempt, deadline_ms, self._body)])))
+        return socket
+
+    def step(self) -> None:
+        """Once the second copy is answered, say goodbye; then the first may arrive."""
+        if any(isinstance(message, Replies) for message in received(self._second)):
+            self._second.send(protocol.encode(Goodbye(self._client)))
+            self.gone = True
+            if self._late is not None:
+                self._late.pace = 0.3
+
+
+def received(socket: Dealer) -> list[Message]:
+    """Return all that has come."""
+    socket.allowed = 1_000
+    messages = []
+    while socket.getsockopt(zmq.EVENTS):
+        messages.append(protocol.decode(socket.recv_multipart()[0]))
+    return messages
 
 
 class Rogue:
@@ -26,6 +71,7 @@ class Rogue:
         self.socket.connect("sim://writer")
         self._client = world.new_id()
         self._welcome: Welcome | None = None
+        self._leaver: Leaver | None = None
         self._ghost = world.new_id()
         self._number = self._barred = 0
         self._bodies: dict[int, bytes] = {}
@@ -41,6 +87,8 @@ class Rogue:
     def step(self) -> None:
         """Do one bad thing, and look at the answers to earlier ones."""
         self._listen()
+        if self._leaver is not None:
+            self._leaver.step()
         rng = self.world.rng
         if self._welcome is None:
             if rng.random() < 0.5:
@@ -48,6 +96,8 @@ class Rogue:
             else:
                 self._ungreeted()
             return
+        if self._leaver is None or self._leaver.gone:
+            self._leaver = Leaver(self.world, self._welcome.uptime_ms)
         rng.choice((self._past_the_window, self._two_for_one, self._two_for_one, self._garbage, self._far_ahead))()
 
     def _ungreeted(self) -> None:
@@ -86,12 +136,7 @@ class Rogue:
         self.socket.send(self.world.rng.randbytes(self.world.rng.randint(0, 9)))
 
     def _listen(self) -> None:
-        self.socket.allowed = 1_000
-        while True:
-            try:
-                message = protocol.decode(self.socket.recv_multipart()[0])
-            except zmq.Again:
-                return
+        for message in received(self.socket):
             if isinstance(message, Welcome):
                 self._welcome = message
             elif isinstance(message, Error) and message.code == Code.HELLO:

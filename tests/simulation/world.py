@@ -94,7 +94,7 @@ class World:
         self.deaths = 0
         self._rogue: Rogue | None = None
         self._quiet = rng.random() < 0.1
-        self._tags = self._runs = 0
+        self._tags = self._runs = self._uptime_ms_max = 0
         self._actors: dict[str, Actor] = {}
         self._routers: dict[str, Router] = {}
         self._newest: dict[Identity, tuple[int, bytes]] = {}
@@ -116,9 +116,14 @@ class World:
 
     def expired(self, birth: int) -> bool:
         """Say whether an identity of that birth may be forgotten by now."""
+        self._note_uptime()
+        return birth + self.limits.identity_expiry_s * 1000 < self._uptime_ms_max
+
+    def _note_uptime(self) -> None:
+        """Remember the highest uptime of any run: a crash loses what was not saved."""
         writer: Any = self._actors.get("writer")
-        uptime_ms = writer.uptime_ms() if writer is not None else 1 << 60
-        return birth + self.limits.identity_expiry_s * 1000 < uptime_ms
+        if writer is not None:
+            self._uptime_ms_max = max(self._uptime_ms_max, writer.uptime_ms())
 
     def unknown(self, owner: Client | None, identity: Identity, birth: int) -> None:
         """Remember an identity that somebody should settle."""
@@ -207,6 +212,7 @@ class World:
         self._end()
 
     def _end(self) -> None:
+        self._note_uptime()
         self.network.stop()
         for each in self._actors.values():
             os.close(each._wake)
@@ -246,15 +252,17 @@ class World:
         if self.clients:
             client = rng.choice(self.clients)
             if client.thaws_ms <= self.now_ms:
-                begun = self._wish(client)
+                begun = 0 if client.leaving else self._wish(client)
                 client.step()
+                if client.leaving and client.idle:
+                    self._succeed(client)
         if self.network.up:
             self.turn("writer" if rng.random() < 0.6 else rng.choice(ROLES))
         elif rng.random() < 0.2:
             self.start()
         if not self._quiet and rng.random() < 0.06:
             rng.choice(self._FAULTS)(self)
-        if self._rogue is not None and rng.random() < 0.1:
+        if self._rogue is not None and rng.random() < 0.2:
             self._rogue.step()
         return begun
 
@@ -305,9 +313,21 @@ class World:
         client = self.rng.choice([each for each in self.clients if way == 1 or each.idle] or self.clients)
         if way == 1:
             client.die()
-        else:
-            client.goodbye()
+        self._succeed(client)
+
+    def _succeed(self, client: Client) -> None:
+        """Have a client say goodbye, unless it is dead, and another take up its work."""
+        client.goodbye()
         self.clients[self.clients.index(client)] = Client(self)
+
+    def _depart(self) -> None:
+        """Reset a process's connection while something is under way; once it is idle it says goodbye."""
+        for client in self.clients:
+            socket: Any = client.links["writer"]._socket
+            if socket is not None and socket.connection is not None and socket.connection.to_daemon:
+                client.links["writer"].drop()
+                client.leaving = True
+                return
 
     def _freeze(self) -> None:
         client = self.rng.choice(self.clients)
@@ -320,7 +340,7 @@ class World:
         self.disk.low = not self.disk.low
 
     _FAULTS: Sequence[Callable[[World], None]] = (
-        _crash, _terminate, *(_cut,) * 3, *(_reset,) * 4, *(_replace,) * 2, *(_freeze,) * 2, *(_sleep,) * 2, _fill,
+        _crash, _terminate, *(_cut,) * 3, *(_reset,) * 4, *(_replace,) * 2, *(_depart,) * 2, *(_freeze,) * 2, *(_sleep,) * 2, _fill,
     )  # fmt: skip
 
     # --- The end ---
