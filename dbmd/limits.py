@@ -14,7 +14,7 @@ KIB = 1024
 MIB = 1024 * KIB
 
 REQUESTS_QUEUED_MAX = 4  # requests of one connection that a socket holds; more wait with their sender, and none is lost
-TURNS_GROUPS = 4  # groups' worth of commands that the writer has taken in and that wait for their turn
+TURNS_GROUPS = 16  # groups' worth of commands that the writer has taken in and that wait for their turn, in all
 
 
 def _limit(default: int, lowest: int, highest: int, why: str) -> Any:  # noqa: ANN401 - a dataclass field poses as its value

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dbmd.turns import Turns
+from dbmd.turns import PROCESSES_FULL, Turns
 
 
 def test_a_single_item_waits_for_one_of_each_other_process() -> None:
@@ -20,20 +20,35 @@ def test_a_single_item_waits_for_one_of_each_other_process() -> None:
     assert turns.take() == "greedy 1"
 
 
-def test_it_is_full_by_count_and_by_bytes() -> None:
-    """Either bound stops the driver, and taking makes room again."""
-    by_count: Turns[int] = Turns(2, 1000)
-    by_count.add("a", 1, 1)
-    before = by_count.full
-    by_count.add("a", 2, 1)
-    assert (before, by_count.full) == (False, True)
-    by_bytes: Turns[int] = Turns(1000, 10)
-    by_bytes.add("a", 1, 10)
-    was_full = by_bytes.full
-    taken = by_bytes.take()
-    assert (taken, was_full, by_bytes.full, len(by_bytes)) == (1, True, False, 0)
+def test_a_process_is_full_by_count_and_by_bytes() -> None:
+    """Either bound is that process's alone, and taking makes room again."""
+    turns: Turns[int] = Turns(2 * PROCESSES_FULL, 1000 * PROCESSES_FULL)
+    turns.add("many", 1, 1)
+    before = turns.full_of("many")
+    turns.add("many", 2, 1)
+    turns.add("large", 3, 1000)
+    assert (before, turns.full_of("many"), turns.full_of("large"), turns.full_of("other")) == (False, True, True, False)
+    assert turns.take() == 1
+    assert not turns.full_of("many")
+    assert [turns.take(), turns.take(), len(turns)] == [3, 2, 0]
     with pytest.raises(IndexError):
-        by_bytes.take()
+        turns.take()
+
+
+def test_one_full_process_does_not_stop_the_driver() -> None:
+    """It takes the queues of several processes, by count or by bytes; then the driver waits for all alike."""
+    by_count: Turns[int] = Turns(2 * PROCESSES_FULL, 1000)
+    by_bytes: Turns[int] = Turns(1000, 2 * PROCESSES_FULL)
+    for process in range(PROCESSES_FULL):
+        assert not by_count.full
+        assert not by_bytes.full
+        for number in range(2):
+            by_count.add(process, number, 1)
+        by_bytes.add(process, 0, 2)
+    assert by_count.full
+    assert by_bytes.full
+    by_count.take()
+    assert not by_count.full
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.booleans())))

@@ -103,6 +103,7 @@ class Actor:
         self.counts: Counter[str] = Counter()
         self.peers: OrderedDict[bytes, Peer] = OrderedDict()
         self.turned_ms = self._swept_ms = clock_ms()
+        self._refused_bytes: Counter[Origin] = Counter()
         self._socket = socket
         self._logger = nature.log.logger(self.name)
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -165,8 +166,20 @@ class Actor:
         """Take one message from a greeted peer; raises ``ProtocolError`` for one that is not for this actor."""
         raise NotImplementedError
 
+    def deaf(self, peer: Peer | None, sender: zmq.Frame) -> bool:
+        """
+        Say whether a message is dropped unread, as a network would: its process has had its share of this turn.
+
+        To read costs time that belongs to all: a flood of large frames that cannot be taken is heard out in part.
+        """
+        if not self._refused_bytes:
+            return False
+        origin = peer.origin if peer is not None else Origin.of(str(sender.get("Peer-Address")))
+        return self._refused_bytes[origin] >= self.nature.limits.group_bytes_max
+
     def drain(self, until: Callable[[], bool]) -> None:
         """Take in messages until there are none, or ``until`` says so, or a turn's share is taken."""
+        self._refused_bytes.clear()
         for _ in range(self.drain_messages_max):
             if until() or not int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
                 return
@@ -178,6 +191,10 @@ class Actor:
 
     def _take(self, sender: zmq.Frame, frames: list[bytes], arrived_us: int) -> None:
         route = sender.bytes
+        peer = self.peers.get(route)
+        if self.deaf(peer, sender):
+            self.counts["messages_dropped"] += 1
+            return
         try:
             if len(frames) != 1:
                 text = f"a message is one frame, not {len(frames)}"
@@ -186,7 +203,6 @@ class Actor:
             if isinstance(message, Hello):
                 self._greet(route, message, Origin.of(str(sender.get("Peer-Address"))))
                 return
-            peer = self.peers.get(route)
             if peer is None:
                 self.counts["ungreeted"] += 1
                 self.send(route, Error(Code.HELLO, "say hello to this run of the daemon first"))
@@ -195,6 +211,7 @@ class Actor:
             self.handle(route, peer, message, arrived_us)
         except ProtocolError as error:
             self.counts["malformed"] += 1
+            self._refused_bytes[Origin.of(str(sender.get("Peer-Address")))] += sum(map(len, frames))
             known = self.peers.get(route)
             self._logger.warning(
                 "message refused", code=error.code, reason=str(error), client=known.shown if known else None

@@ -68,7 +68,7 @@ class Reader(Actor):
         if send is not None:
             message = send.message
             if not self.send(send.ticket, message, send.body):
-                self._paging.drop(send.ticket)
+                self._drop(send.ticket)
             if not isinstance(message, Page):
                 self._note_end(send.ticket, message.answers[0].tag)  # type: ignore[union-attr]  # a count's one answer
             elif message.last:
@@ -205,6 +205,10 @@ class Reader(Actor):
     def forget(self, route: bytes) -> None:
         """Forget a connection and close its snapshots."""
         super().forget(route)
+        self._drop(route)
+
+    def _drop(self, route: bytes) -> None:
+        """Close a connection's snapshots: it is gone, or does not take what it asked for."""
         self._paging.drop(route)
         for key in [key for key in self._asked if key[0] == route]:
             del self._asked[key]

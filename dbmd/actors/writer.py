@@ -16,7 +16,18 @@ import zmq
 from dbmd.actors.actor import Actor, Nature, Peer, ReplacedError, Ticket, clock_ms, now_us
 from dbmd.identities import shown
 from dbmd.limits import TURNS_GROUPS
-from dbmd.protocol import Code, Commands, Goodbye, Outcome, ProtocolError, Replies, Reply, Settle, Settled
+from dbmd.protocol import (
+    CLIENT_ID_BYTES,
+    Code,
+    Commands,
+    Goodbye,
+    Outcome,
+    ProtocolError,
+    Replies,
+    Reply,
+    Settle,
+    Settled,
+)
 from dbmd.storage import CommitUnknownError
 from dbmd.turns import Turns
 
@@ -175,20 +186,29 @@ class Writer(Actor):
             done_us - ticket.arrived_us,
         )
 
+    def deaf(self, peer: Peer | None, sender: zmq.Frame) -> bool:
+        """Say whether a message is dropped unread: also where as much of its process waits as may."""
+        return (peer is not None and self._turns.full_of(_process(peer))) or super().deaf(peer, sender)
+
     def handle(self, route: bytes, peer: Peer, message: protocol.Message, arrived_us: int) -> None:
         """Admit commands, settle identities, take goodbyes."""
         ticket = Ticket(route, arrived_us)
         if isinstance(message, Commands):
             if message.client != peer.client:
                 raise ProtocolError(Code.IDENTITY, "this connection said hello as another client")
-            process = peer.origin if peer.origin.pid else (peer.origin, peer.process)
+            process = _process(peer)
             for command in message.commands:
                 self._turns.add(process, (ticket, message, command), len(command.body))
         elif isinstance(message, Settle):
+            if len(message.client) != CLIENT_ID_BYTES:
+                text = f"a client id has {CLIENT_ID_BYTES} bytes, not {len(message.client)}"
+                raise ProtocolError(Code.MALFORMED, text)
             settled = self._core.settle(ticket, message, self.uptime_ms())
             if settled is not None:
                 self._answer_at_once([settled])
         elif isinstance(message, Goodbye):
+            if message.client != peer.client:
+                raise ProtocolError(Code.IDENTITY, "this connection said hello as another client")
             # Whatever else of this client is still on its way comes from a connection that is now unknown.
             for other in [each for each, known in self.peers.items() if known.client == message.client]:
                 self.forget(other)
@@ -209,3 +229,8 @@ class Writer(Actor):
         """Finish and answer the group in hand, and persist what said goodbye."""
         self._commit()
         self._commit(housekeeping=True)
+
+
+def _process(peer: Peer) -> object:
+    """Return what tells a peer's process from others: the kernel's word, or else its own."""
+    return peer.origin if peer.origin.pid else (peer.origin, peer.process)

@@ -1,0 +1,96 @@
+"""Fair service, among real processes: one client that asks for little waits for little, whatever the others do."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+import pytest
+import zmq
+
+from dbmd import protocol
+from dbmd.protocol import Answers, Outcome, Queries, Query, Replies
+from dbmd_client import AppointmentsDBM
+from tests.crowd import DEADLINE_MS, STORES_MIN, VALUE, Crowd, Raw
+from tests.daemon_process import DaemonProcess
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+# Small groups are many: the same law, shown in less time.
+CONFIG = """
+[limits]
+group_commands_max = 128
+
+[log]
+destination = "/dev/null"
+"""
+RECORDS = 20_000
+TRIES = 30
+GROUPS_WAITED_MAX = 3
+LOAD_S_MAX = 2.0  # a point load takes a millisecond; behind four scans of seconds each it would take their time
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[DaemonProcess]:
+    """Serve a database with enough in it that a scan of it lasts."""
+    config = tmp_path / "dbmd.toml"
+    config.write_text(CONFIG, encoding="utf-8")
+    with DaemonProcess(tmp_path / "db", arguments=("--config", str(config))) as served:
+        with AppointmentsDBM(served.endpoint) as database:
+            for first in range(0, RECORDS, 5_000):
+                with database.db.write_batch() as batch:
+                    for number in range(first, first + 5_000):
+                        batch.put(b"w%08d" % number, VALUE)
+        yield served
+
+
+def sequence(points: Raw, tag: int) -> int:
+    """Return the last group's number, as the daemon tells it."""
+    points.send(Queries([Query(tag, DEADLINE_MS, protocol.pack_body("status", ()))]))
+    answers = points.receive()
+    assert isinstance(answers, Answers)
+    number = answers.answers[0].payload["sequence"]
+    assert isinstance(number, int)
+    return number
+
+
+def test_a_single_store_waits_for_three_groups_at_most(daemon: DaemonProcess) -> None:
+    """
+    A full window of 10,000 stores, a hostile process and a full scan delay another's store by three groups at most.
+
+    Before, the hostile one's many sockets filled what the writer had taken in, and a store waited 17 groups outside.
+    """
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    writer, points = Raw(context, daemon.endpoint), Raw(context, f"{daemon.endpoint}.points")
+    waited = []
+    with Crowd("scanner", daemon.endpoint), Crowd("greedy", daemon.endpoint) as greedy:
+        with Crowd("hostile", daemon.endpoint) as hostile:
+            for number in range(1, TRIES + 1):
+                before = sequence(points, number)
+                writer.store(number, 1, number)
+                replies = writer.receive()
+                assert isinstance(replies, Replies)
+                assert replies.replies[0].outcome == Outcome.DONE
+                waited.append(replies.replies[0].group - before)
+            assert hostile.stop() > 0
+        assert greedy.stop() >= STORES_MIN
+    context.destroy(0)
+    assert max(waited) <= GROUPS_WAITED_MAX, waited
+    assert daemon.terminate() == 0
+
+
+def test_a_point_load_is_answered_beside_four_full_scans(daemon: DaemonProcess) -> None:
+    """Point loads have a reader of their own: scans of everything, four at once, do not hold them up."""
+    with ExitStack() as stack:
+        database = stack.enter_context(AppointmentsDBM(daemon.endpoint))
+        scanners = [stack.enter_context(Crowd("scanner", daemon.endpoint)) for _ in range(4)]
+        slowest_s = 0.0
+        for number in range(TRIES):
+            began = time.monotonic()
+            assert database.load_watcher_appointment(f"{number:08d}") == {}
+            slowest_s = max(slowest_s, time.monotonic() - began)
+        assert all(scanner.process.poll() is None for scanner in scanners)
+    assert slowest_s < LOAD_S_MAX
