@@ -73,6 +73,7 @@ class Daemon:
         self._lost = False
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._signals: set[int] = set()
+        self._signalled, self._signalling = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._endpoint_lock: FileLock | None = None
         self.endpoint = ""
 
@@ -297,8 +298,9 @@ class Daemon:
     def _watch_signals(self) -> None:
         def note(number: int, frame: object) -> None:  # noqa: ARG001 - the signal's own signature
             self._signals.add(number)
-            os.eventfd_write(self._wake, 1)
 
+        # The kernel may interrupt any thread, and Python's handler then waits for this one to wake: the byte does it.
+        signal.set_wakeup_fd(self._signalling, warn_on_full_buffer=False)
         watched = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
         for number in watched:
             signal.signal(number, note)
@@ -312,11 +314,14 @@ class Daemon:
     def _wait(self) -> None:
         poller = select.poll()
         poller.register(self._wake, select.POLLIN)
+        poller.register(self._signalled, select.POLLIN)
         watchdog_ms = int(os.environ.get("WATCHDOG_USEC", "0")) // 2_000
         while True:
             poller.poll(watchdog_ms or None)
             with suppress(BlockingIOError):
                 os.eventfd_read(self._wake)
+            with suppress(BlockingIOError):
+                os.read(self._signalled, 64)
             if signal.SIGHUP in self._signals:
                 self._signals.discard(signal.SIGHUP)
                 self.log.reopen()
