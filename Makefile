@@ -12,10 +12,10 @@ SECONDS ?= 600
 SEEDS ?= all
 TIER := bash .ci/tier
 
-.PHONY: help run check lint layers types test test-system test-deep demo figures reference bench lock clean
+.PHONY: help run check lint layers types test test-system test-deep simulate simulate-mutants demo figures reference bench lock clean
 
 help: ## print this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: $(RUN) ## install what the daemon needs, then serve ./data in the foreground
 	@echo 'make: to connect, run .venv/bin/python here and open AppointmentsDBM("data"), or the address below; Ctrl-C ends it'
@@ -44,6 +44,12 @@ test-system: $(DEV) ## what needs system packages, root or empty environments
 test-deep: $(DEV) ## the long search: SECONDS=600, SEEDS=all or committed
 	@$(TIER) 'make test-deep' $$(( $(SECONDS) + $(SECONDS) / 5 + 60 )) \
 		$(BIN)/pytest -m deep --hypothesis-profile=deep --timeout=0 --deep-seconds=$(SECONDS) --deep-seeds=$(SEEDS)
+
+simulate: $(DEV) ## the core under every fault, 20,000 seeds of a simulated world
+	@$(TIER) 'make simulate' 600 $(BIN)/python -m tests.simulation --seeds 20000
+
+simulate-mutants: $(DEV) ## break one line at a time: the simulation finds each
+	@$(TIER) 'make simulate-mutants' 240 $(BIN)/python -m tests.simulation --mutants
 
 demo: $(RUN) ## four towers on one database, in half a minute
 	@$(BIN)/python -m tests.demo

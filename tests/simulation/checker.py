@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 from dbmd import identities, protocol
 from dbmd.commit import STATE_KEY
 from dbmd.identities import BARRED, RECORDS, Completion, digest_of
+from dbmd.keyspaces import RESERVED
 from dbmd.protocol import Code, Outcome, Reply
 from dbmd.storage import Put
-from dbmd.keyspaces import RESERVED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -156,7 +156,7 @@ class Checker:
     # --- What is told ---
 
     def told_done(self, identity: Identity, payload: object, body: bytes | None = None) -> None:
-        """A caller was told that its command is done."""
+        """Check that a command is done, as its caller was told."""
         entry = self.ledger.get(identity)
         self.that(entry is not None, "acknowledged means on the disk", shown(identity))
         assert entry is not None
@@ -173,29 +173,33 @@ class Checker:
         self.that(not recorded or (client, number) in self.ledger, promise, shown((client, number)))
 
     def told_alone(self, identity: Identity, reply: Reply, copies: int) -> None:
-        """Check a refusal that a caller took as its command's end: an unrecorded one is final only where one copy was sent."""
+        """Check a refusal that ended a command: an unrecorded one is final only where one copy was sent."""
         final = reply.recorded or copies == 1 or reply.payload[0] in UNRECORDED_FINAL
         self.that(final, "an unrecorded refusal is final only where one copy was sent", shown(identity), reply)
 
     def told_not(self, identity: Identity, outcome: int, payload: tuple[str, str], *, settled: bool = False) -> None:
-        """A caller was told that its command was refused, or failed, or is barred: it was not applied, and never will be."""
+        """Check that a command was not applied, and never will be: it was refused, or failed, or is barred."""
         code = payload[0]
         self.that(code != Code.WINDOW, "a client that keeps its window never hears of it", shown(identity))
         entry = self.ledger.get(identity)
         if entry is not None:
             found = (entry.outcome, entry.payload if code != Code.DEADLINE else payload)
-            self.that(found == (outcome, payload), "an outcome told is the one recorded", shown(identity), entry, payload)
+            self.that(
+                found == (outcome, payload), "an outcome told is the one recorded", shown(identity), entry, payload
+            )
         elif not settled or identity[1] >= self._records.get(identity[0], 0):  # below its floor a number is barred, too
             promise = "a refusal that depends on the state is recorded, and so is what bars"
-            self.that(not settled and (outcome != Outcome.REFUSED or code in STATELESS), promise, shown(identity), payload)
+            self.that(
+                not settled and (outcome != Outcome.REFUSED or code in STATELESS), promise, shown(identity), payload
+            )
         self.forbid(identity, f"told {Outcome(outcome).name}: {payload[1]}")
 
     def told_expired(self, identity: Identity, *, wanted: bool) -> None:
-        """A caller was told that nobody knows any more."""
+        """Check that nobody need know any more, as a caller was told."""
         self.that(not wanted, "what a client still wants is kept", shown(identity))
 
     def found(self, since: int, expect: Callable[[State], Any], result: object) -> None:
-        """A query or scan was answered: it equals one state of those since it was asked."""
+        """Check that the answer of a query or scan equals one state of those since it was asked."""
         window = self.states[since:]
         if all(expect(state) != result for state in reversed(window)):
             raise ViolationError(f"a query sees one state between call and answer: {result!r} is none of {window!r}")

@@ -10,10 +10,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from dbmd import protocol
+from dbmd.effects import Scan
 from dbmd.paging import CorruptRecordError, Received
 from dbmd.protocol import Cancel, Code, Credit, Goodbye, Outcome, Page, Settle, Settled
-from dbmd.session import Call
-from dbmd.effects import Scan
 from dbmd_client.link import PROBE_MS, RESET_MS, Link, Waiter
 from dbmd_client.traffic import Asked, Commands, Pages
 from tests.simulation.work import Command, Query
@@ -21,6 +20,7 @@ from tests.simulation.work import Command, Query
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from dbmd.session import Call
     from tests.simulation.checker import Identity
     from tests.simulation.world import World
 
@@ -48,7 +48,18 @@ class Unknown:
 class Pending:
     """One call under way."""
 
-    __slots__ = ("birth", "deadline_ms", "identity", "pages", "since", "started_ms", "taken", "waiter", "wanted", "work")
+    __slots__ = (
+        "birth",
+        "deadline_ms",
+        "identity",
+        "pages",
+        "since",
+        "started_ms",
+        "taken",
+        "waiter",
+        "wanted",
+        "work",
+    )
 
     def __init__(self, work: Command | Query | Unknown, now_ms: int, deadline_ms: int, since: int) -> None:
         self.work = work

@@ -45,7 +45,7 @@ class Disk(MemoryStore):
             self._limbo = batch
             if fate < self.trouble / 2:
                 raise CrashError
-            raise CommitUnknownError("the sync failed")  # noqa: EM101
+            raise CommitUnknownError("the sync failed")
         self._apply(batch)
         if fate > 1 - self.trouble / 2:
             raise CrashError

@@ -48,7 +48,8 @@ MUTANTS = (
         COMMIT,
         "        self._bytes += size\n",
         "        self._bytes += size\n"
-        "        return Told(ticket, frame.client, Reply(command.number, command.attempt, outcome, True, payload, 1))\n",
+        "        reply = Reply(command.number, command.attempt, outcome, True, payload, self.sequence + 1)\n"
+        "        return Told(ticket, frame.client, reply)\n",
     ),
     Mutant(
         "identity in another batch",
@@ -196,7 +197,8 @@ MUTANTS = (
         "a refusal that depends on the state is recorded like an effect",
         COMMIT,
         "            outcome, payload = Outcome.REFUSED, (str(error.code), error.text)\n",
-        "            reply = Reply(command.number, command.attempt, Outcome.REFUSED, True, (str(error.code), error.text), 0)\n"
+        "            payload = (str(error.code), error.text)\n"
+        "            reply = Reply(command.number, command.attempt, Outcome.REFUSED, True, payload, 0)\n"
         "            return Told(ticket, frame.client, reply)\n",
     ),
     Mutant(
@@ -247,8 +249,10 @@ MUTANTS = (
         "hello not required",
         "a connection that said no hello to this run is refused",
         ACTOR,
-        "            peer = self.peers.get(route)\n",
-        "            peer = self.peers.setdefault(route, Peer(getattr(message, 'client', b''), '', '', Origin('')))\n",
+        "            if peer is None:\n",
+        "            client = getattr(message, 'client', b'')\n"
+        "            peer = peer or self.peers.setdefault(route, Peer(client, '', '', Origin('')))\n"
+        "            if peer is None:\n",
     ),
     Mutant(
         "last delete in a group lost",
@@ -286,7 +290,9 @@ def apply(mutant: Mutant, root: Path) -> None:
     path = root / mutant.file
     text = path.read_text(encoding="utf-8")
     if text.count(mutant.old) != 1:
-        message = f"mutant {mutant.name!r}: its old text occurs {text.count(mutant.old)} times in {mutant.file}, not once"
+        message = (
+            f"mutant {mutant.name!r}: its old text occurs {text.count(mutant.old)} times in {mutant.file}, not once"
+        )
         raise ValueError(message)
     path.write_text(text.replace(mutant.old, mutant.new), encoding="utf-8")
 
@@ -309,7 +315,7 @@ def find(mutant: Mutant) -> tuple[bool, str]:
             return False, str(error)
         environment = {**os.environ, "PYTHONPATH": folder, "PYTHONDONTWRITEBYTECODE": "1"}
         command = [sys.executable, "-m", "tests.simulation", "--seeds", str(SEEDS_MAX), "--jobs", "1"]
-        done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)  # noqa: S603
+        done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
     lines = (done.stdout + done.stderr).splitlines() or [""]
     found = next((line for line in lines if line.startswith("ViolationError")), "")
     seed = lines[-1].rpartition(" ")[2]

@@ -162,6 +162,7 @@ class Network:
     def __init__(self, rng: Random) -> None:
         self._rng = rng
         self.loss = rng.choice((0.0, 0.02, 0.1, 0.25))
+        self._paces: tuple[float, ...] = PACES
         self.deaf = False
         self.crash = 0.0
         self.up = False
@@ -170,8 +171,12 @@ class Network:
         self._routes = 0
 
     def heal(self) -> None:
-        """Lose nothing any more; what is late stays late."""
+        """Lose nothing any more, and let living connections be quick; what was left behind stays late."""
         self.loss = self.crash = 0.0
+        self._paces = PACES[:1]
+        for dealer in self.dealers:
+            if dealer.connection is not None:
+                dealer.connection.pace = PACES[0]
 
     # --- The client's end ---
 
@@ -181,7 +186,7 @@ class Network:
         if not self.up:
             return
         self._routes += 1
-        connection = Connection(b"%d" % self._routes, dealer.role, self._rng.choice(PACES))
+        connection = Connection(b"%d" % self._routes, dealer.role, self._rng.choice(self._paces))
         self._live[connection.route] = dealer.connection = connection
         connection.to_daemon.extend(dealer.pending)
         dealer.pending.clear()

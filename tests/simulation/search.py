@@ -9,6 +9,7 @@ import time
 import traceback
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
+from math import inf
 from typing import TYPE_CHECKING, NamedTuple
 
 from tests.simulation.world import World
@@ -57,15 +58,17 @@ def search(seeds: Iterable[int]) -> tuple[Counter[str], Failure | None]:
     return totals, None
 
 
-def search_all(count: int, first: int = 0) -> tuple[Counter[str], Failure | None]:
-    """Live through ``count`` seeds on every core, telling how far it is."""
+def search_all(count: int, first: int = 0, seconds: float = inf) -> tuple[Counter[str], Failure | None]:
+    """Live through ``count`` seeds on every core, or as many as ``seconds`` allow, telling how far it is."""
     totals: Counter[str] = Counter()
-    chunks = [range(start, min(start + CHUNK_SEEDS, first + count)) for start in range(first, first + count, CHUNK_SEEDS)]
-    told_s = time.monotonic()
+    chunks = [
+        range(start, min(start + CHUNK_SEEDS, first + count)) for start in range(first, first + count, CHUNK_SEEDS)
+    ]
+    started_s = told_s = time.monotonic()
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         for found, failure in pool.map(search, chunks):
             totals.update(found)
-            if failure is not None:
+            if failure is not None or time.monotonic() - started_s > seconds:
                 pool.shutdown(cancel_futures=True)
                 return totals, failure
             if time.monotonic() - told_s > PROGRESS_S:
@@ -86,6 +89,7 @@ def main() -> int:
     parser.add_argument("seed", type=int, nargs="?", help="replay one seed")
     parser.add_argument("--seeds", type=int, help="search that many")
     parser.add_argument("--first", type=int, default=0, help="begin with this one")
+    parser.add_argument("--seconds", type=float, default=inf, help="stop searching after that long")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="1: in this process, one after the other")
     parser.add_argument("--mutants", action="store_true", help="break one line at a time, and find each")
     arguments = parser.parse_args()
@@ -98,7 +102,10 @@ def main() -> int:
         sys.stdout.write(f"seed {arguments.seed} holds: {world.checker.now} groups, {world.deaths} deaths\n")
         return 0
     first, count = arguments.first, arguments.seeds or 500
-    totals, failure = search(range(first, first + count)) if arguments.jobs == 1 else search_all(count, first)
+    if arguments.jobs == 1:
+        totals, failure = search(range(first, first + count))
+    else:
+        totals, failure = search_all(count, first, arguments.seconds)
     if failure is not None:
         sys.stdout.write(f"{failure}\n")
         return 1

@@ -6,14 +6,14 @@ import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dbmd import protocol
-from dbmd.operations import REGISTRY
 from dbmd.keyspaces import RESERVED
+from dbmd.operations import REGISTRY
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from random import Random
 
-    from dbmd.operations import Operation
+    from dbmd.manners import Operation
 
 State = dict[bytes, bytes]
 VALUE_BYTES_MAX = 64

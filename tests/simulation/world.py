@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from dbmd.actors.actor import Actor
     from dbmd.commit import Told
     from dbmd.protocol import Command, Commands, Settle
-    from dbmd.storage import Write
 
 WINDOW = 4
 CLIENTS_FEW = 3
@@ -340,7 +339,8 @@ class World:
         self.disk.low = not self.disk.low
 
     _FAULTS: Sequence[Callable[[World], None]] = (
-        _crash, _terminate, *(_cut,) * 3, *(_reset,) * 4, *(_replace,) * 2, *(_depart,) * 2, *(_freeze,) * 2, *(_sleep,) * 2, _fill,
+        _crash, _terminate, *(_cut,) * 3, *(_reset,) * 4, *(_replace,) * 2, *(_depart,) * 2,
+        *(_freeze,) * 2, *(_sleep,) * 2, _fill,
     )  # fmt: skip
 
     # --- The end ---
