@@ -311,17 +311,18 @@ def test_data_without_current_is_never_made_a_database(evidence: str, tmp_path: 
 
 
 def test_a_creation_that_was_cut_needs_no_person(tmp_path: Path) -> None:
-    """A process killed while LevelDB makes a database leaves its fixed first MANIFEST, or a part of it."""
+    """A database whose making was cut holds its fixed first MANIFEST, a part of it, or zeros of its length."""
     first = tmp_path / "first"
     (first / "000001.dbtmp").mkdir(parents=True)  # in the way of CURRENT
     with pytest.raises(plyvel.IOError):
         plyvel.DB(str(first), create_if_missing=True)
     whole = (first / "MANIFEST-000001").read_bytes()
     assert len(whole) > 5
-    for length in (0, 5, len(whole)):
-        path = tmp_path / str(length)
+    assert whole == logs.first_manifest()
+    for case, content in enumerate((b"", whole[:5], whole, bytes(len(whole)))):
+        path = tmp_path / str(case)
         path.mkdir()
-        (path / "MANIFEST-000001").write_bytes(whole[:length])
+        (path / "MANIFEST-000001").write_bytes(content)
         (path / "000001.dbtmp").write_bytes(b"MANIFEST-000001\n")
         with closing(LevelDB.open(str(path))) as ours:
             ours.commit([Put(b"k", b"v")])

@@ -6,8 +6,12 @@ of that file. So this module takes the lock itself, before it inspects the direc
 until LevelDB has closed, and never opens LOCK in a process that already has the directory open.
 The descriptor also pins the inode: a directory made again under our feet cannot pose as ours.
 
-File systems relied on: a new log receives synced commits before its directory is synced. On ext4 that is safe, for
-syncing a new file makes its name durable too; strict POSIX does not promise it.
+File systems relied on: LevelDB syncs its directory only while it opens, and not at the end of that. On ext4 that is
+safe, for syncing a new file makes its name, and all earlier changes of names, durable too; strict POSIX does not
+promise it. So the directory is synced here at the end of every opening and, where its names have changed, before a
+commit is acknowledged (3 us for a group). What stays open in strict POSIX is inside LevelDB: between a rename of
+CURRENT, or a new table's entry in the MANIFEST, and the removal of what they replace it does not sync; a power cut
+may keep the removal alone.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ import stat
 import struct
 import sys
 import threading
+import time
 import weakref
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
@@ -37,6 +42,9 @@ if TYPE_CHECKING:
 WRITE_BUFFER_BYTES = 32 * 1024 * 1024  # +15 % on batches over LevelDB's 4 MiB; also what a restart must read
 CLEAN_KEYS_MAX = 10_000  # keys removed by one synced batch, so that a batch stays near a megabyte
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock of 64-bit Linux: type, whence, start, length, pid
+
+_MTIME_TICK_S = 0.02
+"""Two changes of a directory within one tick of the kernel's clock, 10 ms at most, may have the same time."""
 
 ReadError = plyvel.Error
 """What ``get`` and a scan raise where a table is damaged or unreadable: every checksum is verified."""
@@ -96,6 +104,13 @@ class LevelDB:
                 raise OpenRefusedError("missing", f"{self.path} holds no database")
             self.torn_bytes = found.torn_bytes
             self._db = _open(self.path, found, self._lock, write_buffer_bytes)
+            undo.callback(self._db.close)
+            self._names_ns = 0  # when the directory's names last changed, as far as they are synced
+            self._names_sure = 0.0  # until then an equal time proves nothing
+            try:
+                self._sync_names()
+            except OSError as error:
+                raise unreadable(self.path, error) from error
             self._undo = undo.pop_all()
         self._place = _inode(os.fstat(self._lock))
         self._snapshots: weakref.WeakSet[LevelDBSnapshot] = weakref.WeakSet()
@@ -134,8 +149,18 @@ class LevelDB:
                         batch.put(write.key, write.value)
                     else:
                         batch.delete(write.key)
+            self._sync_names()
         except (plyvel.Error, OSError) as error:
             raise CommitUnknownError(f"{self.path}: {said(error)}") from error
+
+    def _sync_names(self) -> None:
+        """Sync the directory if a log, table or MANIFEST has come or gone: one ``stat`` for a commit, else."""
+        changed_ns, now = os.stat(self.path).st_mtime_ns, time.monotonic()  # noqa: PTH116 - a Path costs more than the call
+        if changed_ns != self._names_ns:
+            self._names_ns, self._names_sure = changed_ns, now + _MTIME_TICK_S
+        elif now >= self._names_sure:
+            return
+        _sync(Path(self.path))
 
     def snapshot(self) -> LevelDBSnapshot:
         """Return a view of what is committed now; any thread may ask, and then owns it."""
@@ -165,7 +190,6 @@ class LevelDB:
         with self._snapshots_lock:
             for snapshot in tuple(self._snapshots):
                 snapshot.close()
-        self._db.close()
         self._undo.close()
 
 
@@ -267,15 +291,34 @@ def _held(path: str, lock: int) -> OpenRefusedError:
     )
 
 
+def _make(path: str) -> None:
+    """
+    Make an empty database, as LevelDB would, but synced step by step.
+
+    LevelDB does not sync its first MANIFEST: after a power cut CURRENT may name an empty one, and nothing opens.
+    """
+    directory = Path(path)
+    for name, content in ((logs.FIRST_MANIFEST, logs.first_manifest()), ("000001.dbtmp", b"MANIFEST-000001\n")):
+        with (directory / name).open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        _sync(directory)
+    (directory / "000001.dbtmp").rename(directory / "CURRENT")
+    _sync(directory)
+
+
 def _open(path: str, found: logs.Inspection, lock: int, write_buffer_bytes: int) -> Any:  # noqa: ANN401
     """
     Open strictly, after a lenient opening has dropped a torn tail and written the rest to a table.
 
     Between the two the lock is free for an instant: another process may win, and we are refused.
     """
-    options = {"compression": None, "write_buffer_size": write_buffer_bytes, "create_if_missing": found.fresh}
+    options = {"compression": None, "write_buffer_size": write_buffer_bytes, "create_if_missing": False}
     name = os.fsencode(path)
     try:
+        if found.fresh:
+            _make(path)
         if found.torn_bytes:
             plyvel.DB(name, paranoid_checks=False, **options).close()
         return plyvel.DB(name, paranoid_checks=True, **options)
@@ -287,6 +330,8 @@ def _open(path: str, found: logs.Inspection, lock: int, write_buffer_bytes: int)
         raise unreadable(path, error) from error
     except plyvel.Error as error:
         raise OpenRefusedError("foreign", f"{path} is not a database of ours: {said(error)}") from error
+    except OSError as error:
+        raise unreadable(path, error) from error
 
 
 def clean(path: str, prefix: bytes) -> int:

@@ -33,6 +33,8 @@ READ_BYTES = 32 * BLOCK_BYTES  # what is in memory at once: large enough to hide
 BATCH_BYTES_MIN = 12  # a batch opens with its sequence number and its count
 BAD, FULL, FIRST, MIDDLE, LAST, CUT = range(6)
 
+FIRST_MANIFEST = "MANIFEST-000001"
+
 _HEADER = struct.Struct("<IHB")  # masked crc32c of kind and payload, payload bytes, kind
 _START_KINDS = re.compile(rb"[\x01\x02]")
 _CRC_MASK = 0xA282EAD8  # LevelDB's kMaskDelta: a crc stored beside its data must not look like data
@@ -294,17 +296,22 @@ def census(path: str) -> dict[str, int]:
     return sizes
 
 
+def first_manifest() -> bytes:
+    """Return what every LevelDB begins with: the order of its keys, and no log or table."""
+    return encode([b"\x01" + bytes((len(_COMPARATOR),)) + _COMPARATOR + b"\x02\x00\x03\x02\x04\x00"])
+
+
 def _creation_was_cut(path: str, evidence: list[str]) -> bool:
     """
-    Say whether the process died while LevelDB made this database.
+    Say whether the process died, or the power failed, while this database was made.
 
-    It writes a fixed first MANIFEST, then CURRENT, and nothing else before: that MANIFEST (or a
-    part of it) alone is no loss, and must not need a person.
+    The first MANIFEST is written, then CURRENT, and nothing else before: that MANIFEST alone, or a part
+    of it, or the zeros of a file whose bytes were lost, is no loss, and must not need a person.
     """
-    if evidence != ["MANIFEST-000001"]:
+    if evidence != [FIRST_MANIFEST]:
         return False
-    edit = b"\x01" + bytes((len(_COMPARATOR),)) + _COMPARATOR + b"\x02\x00\x03\x02\x04\x00"
-    return encode([edit]).startswith((Path(path) / evidence[0]).read_bytes())
+    found, whole = (Path(path) / FIRST_MANIFEST).read_bytes(), first_manifest()
+    return len(found) <= len(whole) and (whole.startswith(found) or not any(found))
 
 
 def _read_manifest(path: str, sizes: dict[str, int]) -> Manifest:
