@@ -39,7 +39,9 @@ class Call:
 
     __slots__ = (
         "attempt",
+        "birth",
         "body",
+        "client",
         "daemon_deadline_ms",
         "deadline_ms",
         "number",
@@ -49,7 +51,9 @@ class Call:
         "waiter",
     )
 
-    def __init__(self, number: int, body: bytes, deadline_ms: int, waiter: Any) -> None:  # noqa: ANN401
+    def __init__(self, client: bytes, number: int, body: bytes, deadline_ms: int, waiter: Any) -> None:  # noqa: ANN401
+        self.client = client
+        self.birth = 0
         self.number = number
         self.body = body
         self.deadline_ms = deadline_ms
@@ -59,6 +63,11 @@ class Call:
         self.sent_ms: int | None = None
         self.waited_for = True
         self.reply: Reply | None = None
+
+    @property
+    def identity(self) -> str:
+        """Return what its outcome is asked for by, once it was sent: client id, birth and number."""
+        return f"{self.client.hex()}.{self.birth}.{self.number}"
 
 
 class Session:
@@ -101,7 +110,7 @@ class Session:
         """Give a command its number, or return ``None`` while the window is full of calls that somebody waits for."""
         if self._next >= self.floor + self._window and not self._make_room():
             return None
-        call = Call(self._next, body, deadline_ms, waiter)
+        call = Call(self.client, self._next, body, deadline_ms, waiter)
         self._next += 1
         self._calls[call.number] = self._unsent[call.number] = call
         return call
@@ -155,6 +164,7 @@ class Session:
                 break
             del self._unsent[call.number]
             call.attempt += 1
+            call.birth = self.birth
             call.sent_ms = now_ms
             if call.daemon_deadline_ms is None:
                 # Told once: every copy carries the same deadline, so that one passed bars them all.

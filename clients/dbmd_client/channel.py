@@ -13,7 +13,7 @@ import secrets
 import socket
 import sys
 import time
-from collections import deque
+from threading import Lock
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from dbmd import protocol
@@ -23,7 +23,7 @@ from dbmd.identities import shown
 from dbmd.limits import Limits
 from dbmd.manners import Result
 from dbmd.paging import Received
-from dbmd.protocol import Cancel, Code, Credit, Error, Goodbye, Outcome, Page, Settle, Settled
+from dbmd.protocol import Code, Credit, Error, Goodbye, Outcome, Page, Settle, Settled
 from dbmd.session import Call
 from dbmd_client import errors
 from dbmd_client.link import PROBE_MS, Link, Waiter, now_ms
@@ -105,7 +105,9 @@ class Channel:
             message = "the database is closed"
             raise RuntimeError(message)
         if self._pid != os.getpid():
-            self._after_fork()
+            with _forked.lock:
+                if self._pid != os.getpid():
+                    self._after_fork()
 
     @property
     def closed(self) -> bool:
@@ -151,37 +153,30 @@ class Channel:
             if commands.session.renew(now_ms()):
                 link.greet_again(commands.session.client)
             commands.queue.append((body, deadline_ms, waiter))
-        settled = self._await(link, waiter, deadline_ms)
+        try:
+            self._await(link, waiter, deadline_ms)
+        finally:
+            # Also when a signal handler raised: nobody waits any more, so nothing is sent again for it.
+            with link.lock:
+                call = commands.forsake(waiter)
         where = f"{operation.name} at {self.endpoint}"
-        if settled and isinstance(waiter.value, Call):
+        if isinstance(waiter.value, Call):
             return self._ended(where, waiter.value)
-        with link.lock:
-            call = commands.begun.pop(waiter, None)
-            if call is None:
-                commands.queue = deque(entry for entry in commands.queue if entry[2] is not waiter)
-                unsent = True
-            else:
-                unsent = commands.session.give_up(call)
-            session = commands.session
-            identity = "" if call is None else f"{session.client.hex()}.{session.birth}.{call.number}"
-        why = waiter.value.text if settled else f"no final answer within {self.timeout_s:g} s"
-        if unsent:
+        why = waiter.value.text if waiter.done else f"no final answer within {self.timeout_s:g} s"
+        if call is None:
             raise errors.DeadlineError(f"{where}: {why}; it was never sent, so it did not happen", Code.DEADLINE)
-        raise errors.UnknownOutcomeError(
-            f"{where}: {why}; it may have happened: outcome({identity!r}) settles it", identity
-        )
+        message = f"{where}: {why}; it may have happened: outcome({call.identity!r}) settles it"
+        raise errors.UnknownOutcomeError(message, call.identity)
 
     def _ended(self, where: str, call: Call) -> Result:
         reply = call.reply
         assert reply is not None  # noqa: S101 - a settled call has one
-        client = self._commands.session.client
-        identity = f"{shown(client)}-{call.number}"
         if reply.outcome in (Outcome.DONE, Outcome.REFUSED):
-            return Result(Outcome(reply.outcome), reply.payload, identity)
+            return Result(Outcome(reply.outcome), reply.payload, f"{shown(call.client)}-{call.number}")
         code, text = reply.payload
         if reply.outcome == Outcome.EXPIRED and call.attempt > 1:
             message = f"{where}: {text}; it may have happened, and nobody knows any more"
-            raise errors.UnknownOutcomeError(message, f"{client.hex()}.{self._commands.session.birth}.{call.number}")
+            raise errors.UnknownOutcomeError(message, call.identity)
         raise _failure(f"{where}: {text}; it did not happen", code)
 
     def _query(self, operation: Operation, body: bytes, deadline_ms: int) -> Result:
@@ -190,12 +185,14 @@ class Channel:
         waiter = Waiter()
         with link.lock:
             tag = asked.query(body, deadline_ms, waiter)
-        settled = self._await(link, waiter, deadline_ms)
-        where = f"{operation.name} at {self.endpoint}"
-        if not settled or isinstance(waiter.value, Error):
+        try:
+            self._await(link, waiter, deadline_ms)
+        finally:
             with link.lock:
                 asked.queries.pop(tag, None)
-            why = waiter.value.text if settled else f"no answer within {self.timeout_s:g} s"
+        where = f"{operation.name} at {self.endpoint}"
+        if not waiter.done or isinstance(waiter.value, Error):
+            why = waiter.value.text if waiter.done else f"no answer within {self.timeout_s:g} s"
             raise errors.DeadlineError(f"{where}: {why}; nothing was changed", Code.DEADLINE)
         identity = f"{shown(self._commands.session.client)}-q{tag}"
         answer = waiter.value
@@ -221,7 +218,7 @@ class Channel:
         """Yield one snapshot's pages; without a deadline for the whole, each page has its own."""
         effect = operation.verb.effect(arguments, self.limits)
         assert isinstance(effect, Scan)  # noqa: S101 - the declaration says so
-        link, asked = self._links["scans"], self._scans
+        link, asked, process = self._links["scans"], self._scans, self._pid
         with link.lock:
             until_ms = deadline_ms or self._deadline_ms()
             pages = asked.scan(self._body(operation, arguments), until_ms, self.limits.page_credit_max)
@@ -232,13 +229,12 @@ class Channel:
                 yield Received(page, body, effect.segments[page.segment])
                 if page.last:
                     return
-                if self._pid != os.getpid() or link.closed:
+                if process != os.getpid() or link.closed:
                     raise errors.SnapshotLostError(f"{where}: a scan does not outlive its connection")
         finally:
-            if self._pid == os.getpid():
-                with link.lock:
-                    if asked.scans.pop(pages.tag, None) is not None:
-                        link.post(protocol.encode(Cancel(pages.tag)))
+            if process == os.getpid():  # else the lock is the parent's, and may be held for ever
+                asked.abandoned.append(pages)
+                link.nudge()
 
     def _next_page(self, where: str, link: Link, pages: Pages, deadline_ms: int) -> tuple[Page, Any]:
         """Wait for a page, and give credit for the next."""
@@ -273,11 +269,15 @@ class Channel:
                 if late is not None:
                     return _told(late.outcome, late.payload)
             commands.ask(settle, waiter)
-        settled = self._await(link, waiter, deadline_ms)
-        if settled and isinstance(waiter.value, Settled):
+        try:
+            self._await(link, waiter, deadline_ms)
+        finally:
+            with link.lock:
+                commands.asked.pop(settle.tag, None)
+                if isinstance(waiter.value, Settled) and settle.client == commands.session.client:
+                    commands.session.settled(settle.number)
+        if isinstance(waiter.value, Settled):
             return _told(waiter.value.outcome, waiter.value.payload)
-        with link.lock:
-            commands.asked.pop(settle.tag, None)
         message = f"outcome at {self.endpoint}: no answer within {self.timeout_s:g} s; ask again"
         raise errors.UnknownOutcomeError(message, identity)
 
@@ -311,9 +311,9 @@ class Channel:
     def _after_fork(self) -> None:
         """Leave the parent's sockets, locks and numbers alone, and make our own."""
         _PARENTS.append((self._commands, self._points, self._scans, self._links, self._writer))
-        self._pid = os.getpid()
         self._opening.after_fork()
         self._build(self._deadline_ms())
+        self._pid = os.getpid()  # last: until then every other thread of this process waits for it
 
     def close(self) -> None:
         """Give up the identity, close the links and leave the daemon; a second call is fine."""
@@ -321,13 +321,24 @@ class Channel:
             return
         self._closed = True
         if self._pid == os.getpid():
-            with self._writer.lock:
-                self._writer.post(protocol.encode(Goodbye(self._commands.session.client)))
+            session = self._commands.session
+            self._writer.close(protocol.encode(Goodbye(session.client)) if session.forgettable else None)
             for link in self._links.values():
                 link.close()
         self._opening.close(time.monotonic() + self.timeout_s)
 
 
+class _Forked:
+    """The lock under which a forked child's threads make their links, one of them for all; new in every process."""
+
+    def __init__(self) -> None:
+        self.lock = Lock()
+
+    __call__ = __init__
+
+
+_forked = _Forked()
+os.register_at_fork(after_in_child=_forked)
 _PARENTS: list[Any] = []  # what a forked child must neither use nor close
 
 

@@ -8,9 +8,22 @@ from typing import TYPE_CHECKING, Any
 
 from dbmd import protocol
 from dbmd.limits import Limits
-from dbmd.protocol import Answers, Code, Outcome, Page, Queries, Query, Replies, ScanRequest, Settle, Settled
+from dbmd.protocol import (
+    Answers,
+    Cancel,
+    Code,
+    Credit,
+    Outcome,
+    Page,
+    Queries,
+    Query,
+    Replies,
+    ScanRequest,
+    Settle,
+    Settled,
+)
 from dbmd.session import Call, Session
-from dbmd_client.link import Waiter
+from dbmd_client.link import Waiter, now_ms
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -29,10 +42,12 @@ class Commands:
     """The writer's traffic: one session, and the callers that wait for room in its window."""
 
     def __init__(self) -> None:
+        self.abandoned: deque[Any] = deque()  # stays empty: a command's outcome is wanted to the end
         self.session = Session(_new_id)
         self.queue: deque[tuple[bytes, int, Waiter]] = deque()
         self.asked: dict[int, tuple[Settle, Waiter]] = {}
         self._due: deque[Settle] = deque()
+        self._asked_ms = 0
         self._bytes_max = 0
         self.begun: dict[Waiter, Call] = {}
 
@@ -40,6 +55,13 @@ class Commands:
         """Have an identity settled."""
         self.asked[settle.tag] = (settle, waiter)
         self._due.append(settle)
+        self._asked_ms = now_ms()
+
+    def forsake(self, waiter: Waiter) -> Call | None:
+        """Stop waiting for a command; return its call if its outcome is unknown: some copy was sent, no answer came."""
+        self.queue = deque(entry for entry in self.queue if entry[2] is not waiter)
+        call = self.begun.pop(waiter, None)
+        return None if call is None or self.session.give_up(call) else call
 
     def outgoing(self, now: int) -> Iterable[bytes]:
         """Yield the frames that are due."""
@@ -75,18 +97,23 @@ class Commands:
     def overdue(self, now: int) -> None:
         """Send again what has waited too long."""
         self.session.overdue(now, OVERDUE_MS)
+        if self.asked and now - self._asked_ms > OVERDUE_MS:
+            self._asked_ms = now
+            self._due = deque(settle for settle, _ in self.asked.values())
 
 
 class Asked:
     """A reader's traffic: queries and scans by tag."""
 
     def __init__(self) -> None:
+        self.abandoned: deque[Pages] = deque()
         self.queries: dict[int, tuple[Query, Waiter]] = {}
         self.scans: dict[int, Pages] = {}
         self._due: dict[int, Query] = {}
         self._scans_due: deque[ScanRequest] = deque()
+        self._pokes: list[Credit] = []
+        self._poked_ms = 0
         self._tag = 0
-        self._sent_ms = 0
         self._offset_ms = 0
 
     def query(self, body: bytes, deadline_ms: int, waiter: Waiter) -> int:
@@ -107,15 +134,30 @@ class Asked:
     def outgoing(self, now: int) -> Iterable[bytes]:
         """Yield the frames that are due; deadlines travel in the daemon's clock."""
         if self._due:
-            self._sent_ms = now
-            due = [
-                query._replace(deadline_ms=max(0, query.deadline_ms + self._offset_ms)) for query in self._due.values()
-            ]
+            due = []
+            for tag, query in self._due.items():
+                if tag in self.queries:
+                    self.queries[tag][1].sent_ms = now
+                    due.append(query._replace(deadline_ms=max(0, query.deadline_ms + self._offset_ms)))
             self._due.clear()
-            yield protocol.encode(Queries(due))
+            if due:
+                yield protocol.encode(Queries(due))
         while self._scans_due:
             scan = self._scans_due.popleft()
             yield protocol.encode(scan._replace(deadline_ms=max(0, scan.deadline_ms + self._offset_ms)))
+        for tag in self._part():
+            yield protocol.encode(Cancel(tag))
+        while self._pokes:
+            yield protocol.encode(self._pokes.pop())
+
+    def _part(self) -> list[int]:
+        """Let go of the scans that were abandoned, and return their tags."""
+        tags = []
+        while self.abandoned:
+            tag = self.abandoned.popleft().tag
+            if self.scans.pop(tag, None) is not None:
+                tags.append(tag)
+        return tags
 
     def incoming(self, message: Message, body: Any) -> None:  # noqa: ANN401 - a page's second frame
         """Give answers and pages to whoever asked."""
@@ -132,6 +174,8 @@ class Asked:
 
     def greeted(self, welcome: Welcome, now: int) -> None:
         """Ask again what the old connection carried; its scans are lost."""
+        self._part()
+        self._pokes.clear()
         self._offset_ms = welcome.clock_ms - now
         self._due = {tag: query for tag, (query, _) in self.queries.items()}
         self._scans_due.clear()
@@ -148,9 +192,18 @@ class Asked:
             pages.add(lost, None)
 
     def overdue(self, now: int) -> None:
-        """Ask again what has waited too long: a query changes nothing."""
-        if self.queries and now - self._sent_ms > OVERDUE_MS:
-            self._due = {tag: query for tag, (query, _) in self.queries.items()}
+        """
+        Ask again what has waited too long: a query changes nothing.
+
+        A scan cannot be asked again, but its page may be lost like any reply: credit for none has the
+        daemon say whether it is still open.
+        """
+        for tag, (query, waiter) in self.queries.items():
+            if waiter.sent_ms and now - waiter.sent_ms > OVERDUE_MS:
+                self._due[tag] = query
+        if now - self._poked_ms > OVERDUE_MS:
+            self._poked_ms = now
+            self._pokes = [Credit(tag, 0) for tag, pages in self.scans.items() if not pages.come]
 
 
 class Pages:
