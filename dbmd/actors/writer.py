@@ -224,6 +224,11 @@ class Writer(Actor):
         self._send_answers(told)
         for each in told:
             self._note(each, None, now, None, now_us())
+            answer = each.answer
+            if answer.outcome == Outcome.REFUSED and answer.payload[0] == Code.IDENTITY:
+                # A client that numbers twice, or somebody who poses as it: its promises are worth nothing.
+                number = answer.number if isinstance(answer, Reply) else answer.tag
+                self._logger.error("number given to two commands", client=shown(each.client), number=number)
 
     def park(self) -> None:
         """Finish and answer the group in hand, and persist what said goodbye."""
