@@ -21,6 +21,7 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -165,17 +166,18 @@ def quietly(target: Callable[..., None], *arguments: object) -> None:
 
 def round_of_stores(endpoint: str, processes: int, first: int) -> Stores:
     """Let ``processes`` store at once."""
-    children = [Child(storing, endpoint, first + each * 1_000_000) for each in range(processes)]
-    for child in children:
-        child.told()
-    before = counts(endpoint)
-    until = time.monotonic() + STORES_S
-    for child in children:
-        child.pipe.send(until)
-    latencies_s = [child.told() for child in children]
-    after = counts(endpoint)
-    for child in children:
-        child.__exit__(None)
+    with ExitStack() as stack:
+        children = [
+            stack.enter_context(Child(storing, endpoint, first + each * 1_000_000)) for each in range(processes)
+        ]
+        for child in children:
+            child.told()
+        before = counts(endpoint)
+        until = time.monotonic() + STORES_S
+        for child in children:
+            child.pipe.send(until)
+        latencies_s = [child.told() for child in children]
+        after = counts(endpoint)
     stored = sum(len(each) for each in latencies_s)
     groups = after["groups"] - before["groups"]
     return Stores(stored / STORES_S, stored / groups, [each for one in latencies_s for each in one])

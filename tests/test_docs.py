@@ -136,6 +136,19 @@ def test_the_protocol_s_summary_names_every_kind() -> None:
     assert f"versions {protocol.VERSION_MIN} to {protocol.VERSION_MAX}." in told
 
 
+@pytest.mark.system
+def test_the_demonstration_loses_nothing() -> None:
+    """`make demo` ends well, and leaves no folder behind."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.demo"], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "nothing is lost" in done.stdout
+    opened = re.search(r"towers opened (.*)/data;", done.stdout)
+    assert opened
+    assert not Path(opened[1]).exists()
+
+
 def test_the_demonstration_would_see_a_loss() -> None:
     """The demo's check names each thing that is lost, doubled, foreign or altered, and nothing where all is well."""
     stored = {0: 5, 1: 4}
