@@ -323,8 +323,12 @@ def find(mutant: Mutant) -> tuple[bool, str]:
 
 
 def hunt() -> int:
-    """Search for every mutant, two at a time, and print how each was found; return the exit code."""
+    """Search for every mutant, one on each core, and print how each was found; return the exit code."""
     missed = 0
+    whole, how = find(Mutant("", "", COMMIT, '"""\n\nfrom __future__', '"""\n\nfrom __future__'))
+    if whole or not how.startswith(f"{SEEDS_MAX} seeds hold"):
+        sys.stdout.write(f"nothing can be learnt: the simulation fails without any mutant: {how}\n")
+        return 1
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for mutant, (found, how) in zip(MUTANTS, pool.map(find, MUTANTS), strict=True):
             missed += not found

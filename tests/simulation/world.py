@@ -45,6 +45,7 @@ COMMANDS_MIN, COMMANDS_MAX = 15, 40
 TIMEOUTS_MS = (300, 2_000, 8_000, 8_000, 40_000)
 STEPS_MS = (0, 0, 0, 1, 5, 20, 60, 400)
 ROLES = ("writer", "points", "scans")
+READERS = ("points", "scans", "scans")
 
 
 class Silence:
@@ -256,7 +257,7 @@ class World:
                 if client.leaving and client.idle:
                     self._succeed(client)
         if self.network.up:
-            self.turn("writer" if rng.random() < 0.6 else rng.choice(ROLES))
+            self.turn("writer" if rng.random() < 0.5 else rng.choice(READERS))
         elif rng.random() < 0.2:
             self.start()
         if not self._quiet and rng.random() < 0.06:
@@ -270,11 +271,11 @@ class World:
         draw, timeout_ms = rng.random(), rng.choice(TIMEOUTS_MS)
         if draw < 0.06 and self.unknowns:
             client.ask(self.unknowns.pop(rng.randrange(len(self.unknowns))), timeout_ms)
-        elif draw < 0.12:
+        elif draw < 0.1:
             client.query(self.wishes.query(), timeout_ms)
-        elif draw < 0.2:
+        elif draw < 0.22:
             client.query(self.wishes.scan(), timeout_ms)
-        elif draw < 0.36:
+        elif draw < 0.38:
             count = rng.choice((1, 1, 1, 2, 6))
             for _ in range(count):
                 client.command(self.wishes.command(), rng.choice(TIMEOUTS_MS))
@@ -399,7 +400,7 @@ class World:
             (writer_room, "UPTIME_SAVED_MS", 5_000),
             (writer_room, "GATHER_US", 0),
             (link_room, "_context", lambda: self.context),
-            (link_room, "now_ms", client_ms),
+            *((room, "now_ms", client_ms) for room in (link_room, traffic_room) if hasattr(room, "now_ms")),
             (traffic_room, "_new_id", self.new_id),
         ]
         saved = [(place, name, getattr(place, name)) for place, name, _ in places]
