@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from dbmd import protocol
 from dbmd.effects import Scan
 from dbmd.paging import CorruptRecordError, Received
-from dbmd.protocol import Cancel, Code, Credit, Goodbye, Outcome, Page, Settle, Settled
-from dbmd_client.link import PROBE_MS, RESET_MS, Link, Waiter
+from dbmd.protocol import Code, Credit, Goodbye, Outcome, Page, Settle, Settled
+from dbmd_client.link import Link, Waiter
 from dbmd_client.traffic import Asked, Commands, Pages
 from tests.simulation.work import Command, Query
 
@@ -181,20 +181,12 @@ class Client:
 
     def _lead(self, link: Link, started_ms: int) -> None:
         """Do what the leading thread does when its socket was silent: ``Link._lead``."""
-        now = self.now_ms
-        link._traffic.overdue(now)
-        silent_ms = now - max(link._heard_ms, started_ms, link._reset_ms)
-        if silent_ms >= RESET_MS << min(link._silences, 4):
-            link._silences += 1
-            link._reset_ms = now
-            link.drop()
-        elif now - max(link._probed_ms, link._heard_ms) >= PROBE_MS:
-            link._hello()
-        link.pump()
+        link._look(started_ms, silent=True)
+        link.pump(leading=True)
 
     def _poll_command(self, call: Pending, work: Command) -> bool:
         """Mirror the second half of ``Channel._command``."""
-        checker, session = self.world.checker, self.commands.session
+        checker = self.world.checker
         if call.waiter.done:
             settled: Call = call.waiter.value
             reply = settled.reply
@@ -214,17 +206,12 @@ class Client:
             return True
         if self.now_ms < call.deadline_ms:
             return False
-        begun = self.commands.begun.pop(call.waiter, None)
-        if begun is None:
-            self.commands.queue = type(self.commands.queue)(
-                entry for entry in self.commands.queue if entry[2] is not call.waiter
-            )
-        elif session.give_up(begun):
-            assert call.identity is not None
-            checker.forbid(call.identity, "told that it was never sent")
-        else:
+        unknown = self.commands.forsake(call.waiter)
+        if unknown is not None:
             assert call.identity is not None
             self.world.unknown(self, call.identity, call.birth)
+        elif call.identity is not None:
+            checker.forbid(call.identity, "told that it was never sent")
         return True
 
     def _poll_settled(self, call: Pending, work: Unknown) -> bool:
@@ -290,8 +277,8 @@ class Client:
             link.post(protocol.encode(Credit(pages.tag, 1)))
         if self.now_ms < call.deadline_ms:
             return False
-        if self.scans.scans.pop(pages.tag, None) is not None:
-            link.post(protocol.encode(Cancel(pages.tag)))
+        self.scans.abandoned.append(pages)
+        link.nudge()
         return True
 
     def _collect(self, call: Pending, work: Query) -> None:
@@ -309,8 +296,8 @@ class Client:
     def goodbye(self) -> None:
         """Close the object: ``Channel.close``."""
         self.world.skew_ms = self.skew_ms
-        if self.commands.session.forgettable:
-            self.links["writer"].post(protocol.encode(Goodbye(self.commands.session.client)))
+        session = self.commands.session
+        self.links["writer"].close(protocol.encode(Goodbye(session.client)) if session.forgettable else None)
         self.die()
 
     def die(self) -> None:
