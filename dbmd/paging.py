@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from dbmd import values
 from dbmd.effects import Count, RefusedError, Scan, Segment
 from dbmd.keyspaces import KEYSPACES, beside_reserved
-from dbmd.protocol import Answer, Answers, Code, Outcome, Page
+from dbmd.limits import MIB
+from dbmd.protocol import Answer, Answers, Code, Outcome, Page, ProtocolError
 from dbmd.storage import Range
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from dbmd.protocol import Message
     from dbmd.storage import Snapshot
 
+RECORD_BYTES_MIN = 16  # what a record counts for in a page beside its key and value
+PAGE_RECORDS_MAX = 16 * MIB // RECORD_BYTES_MIN + 1  # of the largest `page_bytes_max`
 COUNT_SLICE_KEYS = 20_000  # about 20 ms of a reader's time, so that pages of others are not held up
 
 
@@ -200,7 +203,7 @@ class Paging:
         for key, value in records:
             keys.append(key)
             found.append(value)
-            room -= len(key) + len(value) + 16
+            room -= len(key) + len(value) + RECORD_BYTES_MIN
             if room <= 0:
                 return keys, found, True
         return keys, found, False
@@ -230,6 +233,42 @@ def _joined(keys: list[bytes]) -> bytes | list[bytes]:
 
 class CorruptRecordError(ValueError):
     """A record that is not what its operation reads; the message names its key."""
+
+
+def received(page: Page, body: bytes | memoryview | None, scan: Scan) -> Received:
+    """
+    Return a page as its caller reads it.
+
+    Raises ``ProtocolError`` for one that no daemon cuts from ``scan``: its parts are counted once, here, because
+    whoever reads them pairs them up without looking.
+    """
+    if page.segment >= len(scan.segments):
+        raise ProtocolError(Code.MALFORMED, f"page.segment is {page.segment}, this scan has {len(scan.segments)}")
+    part = scan.segments[page.segment]
+    if page.count > PAGE_RECORDS_MAX or _keys_counted(page, part) != (page.count if scan.keys else None):
+        raise ProtocolError(Code.MALFORMED, f"page.keys are not {page.count} of this scan")
+    lengths = page.lengths if part.values and page.count else b""
+    if page.lengths != lengths or len(lengths) != (4 * page.count if part.values else 0):
+        raise ProtocolError(Code.MALFORMED, f"page.lengths are not those of {page.count} values")
+    if lengths:
+        gaps_bytes = len(b",%d," % page.token) * (page.count - 1) + 2
+        if body is None or len(body) != sum(array("I", lengths)) + gaps_bytes:
+            raise ProtocolError(Code.MALFORMED, f"the page's values are not {page.count} of these lengths")
+    return Received(page, body if lengths else None, part)
+
+
+def _keys_counted(page: Page, part: Segment) -> int | None:
+    """Return how many keys of its segment a page holds, ``None`` if it tells none, -1 if others are among them."""
+    keys = page.keys
+    if keys is None:
+        return None
+    if isinstance(keys, list):
+        return len(keys) if all(key.startswith(part.prefix) for key in keys) else -1
+    if not page.count:
+        return -1 if keys else 0
+    lines = b"\n" + keys
+    count = lines.count(b"\n")
+    return count if lines.count(b"\n" + part.prefix) == count else -1
 
 
 class Received:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import example, given
@@ -14,8 +14,8 @@ from dbmd import paging, values
 from dbmd.effects import Count, RefusedError, Scan, Segment, segment
 from dbmd.keyspaces import APPOINTMENTS, ENTRIES, FLAGS, RESERVED, TRACKERS, beside_reserved
 from dbmd.limits import KIB, Limits
-from dbmd.paging import CorruptRecordError, Cut, Paging, Received, Send
-from dbmd.protocol import Answers, Code, Outcome, Page
+from dbmd.paging import PAGE_RECORDS_MAX, CorruptRecordError, Cut, Paging, Received, Send
+from dbmd.protocol import Answers, Code, Outcome, Page, ProtocolError
 from dbmd.storage import MemorySnapshot, Range
 
 if TYPE_CHECKING:
@@ -357,3 +357,51 @@ def test_values_are_cut_as_they_were() -> None:
     assert send is not None
     assert send.body is not None
     assert Received(page(send), memoryview(send.body), EVERYTHING.segments[0]).values() == stored
+
+
+GOOD = Page(1, True, 0, 2, b"wa\nwb", b"\1\0\0\0\1\0\0\0", TOKEN)  # noqa: FBT003 - a wire's field
+BODY = values.join([b"1", b"2"], TOKEN)
+BARE = Scan((Segment(b"w", (), values=False),), keys=False)
+
+
+def test_a_page_of_its_scan_is_received() -> None:
+    """Pages as a daemon cuts them are taken: with keys joined or listed, with values or none, and empty."""
+    assert paging.received(GOOD, BODY, EVERYTHING).values() == [b"1", b"2"]
+    listed = GOOD._replace(keys=[b"w\n", b"wb"])
+    assert paging.received(listed, memoryview(BODY), EVERYTHING).keys() == [b"w\n", b"wb"]
+    assert paging.received(GOOD._replace(count=0, keys=b"", lengths=b""), None, EVERYTHING).documents() == []
+    assert paging.received(GOOD._replace(keys=None, lengths=b""), None, BARE).count == 2
+
+
+@pytest.mark.parametrize(
+    "wrong, text",
+    [
+        ({"segment": 1}, "page.segment is 1, this scan has 1"),
+        ({"count": 3}, "page.keys are not 3"),
+        ({"count": 0}, "page.keys are not 0"),
+        ({"keys": None}, "page.keys are not 2"),
+        ({"keys": b"wa\nxb"}, "page.keys are not 2"),
+        ({"keys": [b"wa"]}, "page.keys are not 2"),
+        ({"keys": [b"wa", b"xb"]}, "page.keys are not 2"),
+        ({"lengths": b"\1\0\0\0"}, "page.lengths are not those of 2"),
+        ({"lengths": b"\1\0\0\0\1"}, "page.lengths are not those of 2"),
+        ({"lengths": b"\1\0\0\0\2\0\0\0"}, "the page's values are not 2"),
+        ({"token": 1}, "the page's values are not 2"),
+    ],
+)
+def test_a_page_whose_parts_do_not_fit_is_refused(wrong: dict[str, Any], text: str) -> None:
+    """Whatever would be read past its end, or paired up wrongly, is named before anybody reads it."""
+    scan = Scan((segment(APPOINTMENTS),))
+    assert paging.received(GOOD, BODY, scan).names() == ["a", "b"]
+    with pytest.raises(ProtocolError, match=text):
+        paging.received(GOOD._replace(**wrong), BODY, scan)
+
+
+def test_a_page_without_what_it_tells_of_is_refused() -> None:
+    """Values that did not come, lengths where none were asked for, and more records than a page has room for."""
+    with pytest.raises(ProtocolError, match="the page's values are not 2"):
+        paging.received(GOOD, None, EVERYTHING)
+    with pytest.raises(ProtocolError, match=r"page\.lengths"):
+        paging.received(GOOD._replace(keys=None), BODY, BARE)
+    with pytest.raises(ProtocolError, match=r"page\.keys"):
+        paging.received(GOOD._replace(count=PAGE_RECORDS_MAX + 1, keys=None, lengths=b""), None, BARE)

@@ -22,17 +22,20 @@ from dbmd.effects import Scan
 from dbmd.identities import shown
 from dbmd.limits import Limits
 from dbmd.manners import Result
-from dbmd.paging import Received
-from dbmd.protocol import Code, Credit, Error, Goodbye, Outcome, Page, Settle, Settled
+from dbmd.paging import received
+from dbmd.protocol import Code, Credit, Error, Goodbye, Outcome, Page, ProtocolError, Settle, Settled
 from dbmd.session import Call
+from dbmd.verbs import GetOne
 from dbmd_client import errors
 from dbmd_client.link import PROBE_MS, Link, Waiter, now_ms
+from dbmd_client.opening import sibling
 from dbmd_client.traffic import FRAME_OVERHEAD_BYTES, Asked, Commands, Pages
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from dbmd.manners import Operation
+    from dbmd.paging import Received
     from dbmd.protocol import Welcome
     from dbmd_client.opening import Opening
 
@@ -72,10 +75,15 @@ class Channel:
         if welcome is None:
             self._unreachable()
         self._tell(welcome)
+        try:
+            points, scans = self._sibling("points"), self._sibling("scans")
+        except errors.OpenError:
+            self._writer.close()
+            raise
         self._links = {
             "writer": self._writer,
-            "points": Link(self._sibling("points"), client, process, self._points),
-            "scans": Link(self._sibling("scans"), client, process, self._scans, zero_copy=True),
+            "points": Link(points, client, process, self._points),
+            "scans": Link(scans, client, process, self._scans, zero_copy=True),
         }
 
     def _unreachable(self) -> NoReturn:
@@ -91,11 +99,8 @@ class Channel:
         self._welcome = welcome
 
     def _sibling(self, role: str) -> str:
-        """Return another actor's endpoint: the host or folder is the one that this client dialled."""
-        name, endpoint = self._welcome.endpoints[role], self._opening.endpoint
-        if endpoint.startswith("ipc://"):
-            return f"{endpoint.rpartition('/')[0]}/{name}"
-        return f"{endpoint.rpartition(':')[0]}:{name}"
+        """Return another actor's endpoint; raises ``OpenError``."""
+        return sibling(self._opening.endpoint, role, self._welcome.endpoints.get(role, ""))
 
     # --- For the operations ---
 
@@ -192,10 +197,16 @@ class Channel:
                 asked.queries.pop(tag, None)
         where = f"{operation.name} at {self.endpoint}"
         if not waiter.done or isinstance(waiter.value, Error):
+            if waiter.done and waiter.value.code == Code.MALFORMED:
+                raise _failure(f"{where}: {waiter.value.text}; nothing was changed", Code.MALFORMED)
             why = waiter.value.text if waiter.done else f"no answer within {self.timeout_s:g} s"
             raise errors.DeadlineError(f"{where}: {why}; nothing was changed", Code.DEADLINE)
         identity = f"{shown(self._commands.session.client)}-q{tag}"
         answer = waiter.value
+        wanted = (bytes, type(None)) if isinstance(operation.verb, GetOne) else dict
+        if answer.outcome == Outcome.DONE and not isinstance(answer.payload, wanted):
+            found = type(answer.payload).__name__
+            raise _failure(f"{where}: the daemon answered with {found}; nothing was changed", Code.MALFORMED)
         if answer.outcome in (Outcome.DONE, Outcome.REFUSED):
             return Result(Outcome(answer.outcome), answer.payload, identity)
         code, text = answer.payload
@@ -226,7 +237,12 @@ class Channel:
         try:
             while True:
                 page, body = self._next_page(where, link, pages, deadline_ms or self._deadline_ms())
-                yield Received(page, body, effect.segments[page.segment])
+                try:
+                    taken = received(page, body, effect)
+                except ProtocolError as error:
+                    text = f"{where}: the daemon sent a page that cannot be taken: {error}"
+                    raise _failure(text, error.code) from None
+                yield taken
                 if page.last:
                     return
                 if process != os.getpid() or link.closed:
@@ -242,7 +258,10 @@ class Channel:
             raise errors.DeadlineError(f"{where}: no page within {self.timeout_s:g} s", Code.DEADLINE)
         with link.lock:
             if not pages.come:
-                raise errors.SnapshotLostError(f"{where}: {pages.waiter.value.text}")
+                ended = pages.waiter.value
+                if ended.code == Code.MALFORMED:  # it would be again
+                    raise _failure(f"{where}: {ended.text}", Code.MALFORMED)
+                raise errors.SnapshotLostError(f"{where}: {ended.text}")
             message, body = pages.come.popleft()
             if not pages.come:
                 pages.waiter = Waiter()
@@ -353,17 +372,17 @@ def _told(outcome: int, payload: Any) -> tuple[str, Any]:  # noqa: ANN401
 
 
 def _refusal(message: str, code: str) -> errors.RefusedError:
-    kinds = {Code.LIMIT: errors.LimitError, Code.CORRUPT: errors.StoredValueError}
-    return kinds.get(Code(code), errors.RefusedError)(message, code)
+    kinds: dict[str, type[errors.RefusedError]] = {Code.LIMIT: errors.LimitError, Code.CORRUPT: errors.StoredValueError}
+    return kinds.get(code, errors.RefusedError)(message, code)  # a newer daemon has codes that this side does not know
 
 
 def _failure(message: str, code: str) -> errors.DbmdError:
     if code == Code.SNAPSHOT:
         return errors.SnapshotLostError(message)
-    kinds = {
+    kinds: dict[str, type[errors.FailedError]] = {
         Code.BUSY: errors.BusyError,
         Code.WINDOW: errors.BusyError,
         Code.DISK: errors.DiskFullError,
         Code.DEADLINE: errors.DeadlineError,
     }
-    return kinds.get(Code(code), errors.FailedError)(message, code)
+    return kinds.get(code, errors.FailedError)(message, code)

@@ -30,10 +30,32 @@ if TYPE_CHECKING:
     from dbmd.rendezvous import Entry, Place
 
 SCHEMES = ("ipc://", "tcp://")
+ENDPOINT_BYTES_MAX = len("ipc://") + 107  # what a Unix socket's `sun_path` holds without its final NUL
+PORT_DIGITS_MAX, PORT_MAX = 5, 65_535
 CLOSING_TURN_S = 3.0
 """A closer waits so long for its turn, then goes on without: the turn only keeps it from meeting a new daemon."""
 HELD_GRACE_S = 0.3
 """A daemon that somebody else has just started shows itself within this time."""
+
+
+def sibling(endpoint: str, role: str, name: str) -> str:
+    """
+    Return the endpoint of another actor of the daemon at ``endpoint``: the host or folder is the one that was dialled.
+
+    ``name`` is what its hello told, a port or a socket's name. Raises ``OpenError`` for what cannot be one, because
+    libzmq's own error would not say whose fault it is.
+    """
+    if endpoint.startswith("ipc://"):
+        found = f"{endpoint.rpartition('/')[0]}/{name}"
+        good = name.isprintable() and "/" not in name and len(os.fsencode(found)) <= ENDPOINT_BYTES_MAX
+    else:
+        found = f"{endpoint.rpartition(':')[0]}:{name}"
+        good = name.isascii() and name.isdecimal() and len(name) <= PORT_DIGITS_MAX and 0 < int(name) <= PORT_MAX
+    if not name or not good:
+        raise OpenError(
+            "malformed", f"{endpoint} tells no endpoint of its {role} reader: {name[:ENDPOINT_BYTES_MAX]!r}"
+        )
+    return found
 
 
 class Opening:

@@ -15,6 +15,7 @@ from dbmd.protocol import (
     Credit,
     Outcome,
     Page,
+    ProtocolError,
     Queries,
     Query,
     Replies,
@@ -28,14 +29,31 @@ from dbmd_client.link import Waiter, now_ms
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from dbmd.protocol import Message, Welcome
+    from dbmd.protocol import Answer, Message, Reply, Welcome
 
 OVERDUE_MS = 1_000  # a reply that takes longer may be lost: the command is sent again, ever more rarely
 FRAME_OVERHEAD_BYTES = 4_096  # room for what surrounds the bodies in one frame
+_OUTCOMES = frozenset(Outcome)
 
 
 def _new_id() -> bytes:
     return secrets.token_bytes(protocol.CLIENT_ID_BYTES)
+
+
+def _check(answer: Answer | Reply | Settled) -> None:
+    """
+    Check what the wire leaves open: an outcome that is one, and ``[code, text]`` where it is not done.
+
+    Raises ``ProtocolError``, here and once, so that whoever takes the payload apart may trust it.
+    """
+    name = type(answer).__name__.lower()
+    if answer.outcome == Outcome.DONE:
+        return
+    if answer.outcome not in _OUTCOMES:
+        raise ProtocolError(Code.MALFORMED, f"{name}.outcome is {answer.outcome}, not 0 to {max(_OUTCOMES)}")
+    payload = answer.payload
+    if type(payload) is not tuple or [type(each) for each in payload] != [str, str]:
+        raise ProtocolError(Code.MALFORMED, f"{name}.payload is not a code and a text, though it was not done")
 
 
 class Commands:
@@ -78,14 +96,16 @@ class Commands:
             yield protocol.encode(self._due.popleft())
 
     def incoming(self, message: Message, body: Any) -> None:  # noqa: ANN401, ARG002 - commands have no second frame
-        """Settle the calls that replies are for."""
+        """Settle the calls that replies are for; raises ``ProtocolError``."""
         if isinstance(message, Replies):
             for reply in message.replies:
+                _check(reply)
                 call = self.session.reply(message.client, reply)
                 if call is not None:
                     self.begun.pop(call.waiter, None)
                     call.waiter.finish(call)
         elif isinstance(message, Settled) and message.tag in self.asked:
+            _check(message)
             self.asked.pop(message.tag)[1].finish(message)
 
     def greeted(self, welcome: Welcome, now: int) -> None:
@@ -160,12 +180,15 @@ class Asked:
         return tags
 
     def incoming(self, message: Message, body: Any) -> None:  # noqa: ANN401 - a page's second frame
-        """Give answers and pages to whoever asked."""
+        """Give answers and pages to whoever asked; raises ``ProtocolError``."""
         if isinstance(message, Answers):
             for answer in message.answers:
+                _check(answer)
                 if answer.tag in self.queries:
                     self.queries.pop(answer.tag)[1].finish(answer)
                 elif answer.tag in self.scans:
+                    if answer.outcome == Outcome.DONE:
+                        raise ProtocolError(Code.MALFORMED, "a scan is done by its last page, not by an answer")
                     self.scans.pop(answer.tag).add(answer, None)
         elif isinstance(message, Page) and message.tag in self.scans:
             self.scans[message.tag].add(message, body)
