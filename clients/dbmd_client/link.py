@@ -3,9 +3,13 @@ One DEALER shared by all threads of a process: the client's only zmq import.
 
 The socket is touched only under the lock. Threads combine: whoever holds the lock sends for
 all and takes in whatever has come. Of those that wait, one *leads*: it sleeps on the
-socket's descriptor, outside the lock, and wakes the others; when it is done it hands over. A
+socket's descriptor, outside the lock, and wakes the others; when it is done it hands over. One that
+was interrupted on its way out is succeeded as soon as its silence is noticed. A
 silent daemon is probed with a hello, and after a while the connection is made anew: a
 daemon that was frozen answers on either, and repeats find what the first copies did.
+
+Two kinds of guests come in the middle of anything, in the very thread that holds the lock. A signal
+handler may close. The garbage collector may end an iterator, which therefore only leaves word.
 """
 
 from __future__ import annotations
@@ -14,19 +18,21 @@ import os
 import select
 import time
 from _thread import allocate_lock
-from threading import Lock
+from threading import RLock, get_ident
 from typing import TYPE_CHECKING, Any, Protocol
 
 import zmq
 
 from dbmd import protocol
-from dbmd.protocol import Code, Error, Hello, Welcome
+from dbmd.protocol import Code, Error, Hello, ProtocolError, Welcome
 
 if TYPE_CHECKING:
+    from collections import deque
     from collections.abc import Iterable
 
 PROBE_MS = 250  # silence after which a waiting call asks whether anybody is there
-RESET_MS = 2_000  # silence after which the connection is made anew
+RESET_MS = 10_000  # silence after which the connection is made anew; its scans are lost, so no mere stall may reach it
+LEADER_MS = 1_000  # silence of a leader, which beats every ``PROBE_MS``, after which another takes its place
 CLOSED = Error("closed", "the database was closed by another thread")
 QUEUE_MESSAGES = 1_000  # high-water mark either way; what does not fit is sent again when overdue
 
@@ -47,11 +53,12 @@ def now_ms() -> int:
 
 
 class Waiter:
-    """What one thread waits for. ``value`` is whatever settled it."""
+    """What one thread waits for. ``value`` is whatever settled it; the times are of its first wait and last frame."""
 
-    __slots__ = ("_bell", "done", "value")
+    __slots__ = ("_bell", "done", "sent_ms", "since_ms", "value")
 
     def __init__(self) -> None:
+        self.since_ms = self.sent_ms = 0
         self.done = False
         self.value: Any = None
         self._bell = allocate_lock()
@@ -76,11 +83,14 @@ class Waiter:
 class Traffic(Protocol):
     """What a link carries; every method is called under the link's lock."""
 
+    abandoned: deque[Any]
+    """What nobody wants any more and the daemon is to hear of: any thread appends, without the lock."""
+
     def outgoing(self, now_ms: int) -> Iterable[bytes]:
         """Yield the frames that are due."""
 
     def incoming(self, message: protocol.Message, body: Any) -> None:  # noqa: ANN401
-        """Take one message in."""
+        """Take one message in; raises ``ProtocolError`` for one that cannot be taken."""
 
     def greeted(self, welcome: Welcome, now_ms: int) -> None:
         """Take a new connection's welcome: what the old one carried is due again."""
@@ -95,7 +105,7 @@ class Link:
     def __init__(
         self, endpoint: str, client: bytes, process: str, traffic: Traffic, *, zero_copy: bool = False
     ) -> None:
-        self.lock = Lock()
+        self.lock = RLock()
         self.endpoint = endpoint
         self.welcome: Welcome | None = None
         self.greeting = False
@@ -107,6 +117,9 @@ class Link:
         self._copy = not zero_copy
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._leader: Waiter | None = None
+        self._leading_thread = 0
+        self._led_ms = self._looked_ms = 0
+        self._pumping = False
         self._waiters: dict[Waiter, None] = {}
         self._heard_ms = self._probed_ms = self._reset_ms = 0
         self._silences = 0
@@ -122,11 +135,16 @@ class Link:
         socket.reconnect_ivl, socket.reconnect_ivl_max = 20, 500
         socket.connect(self.endpoint)
         self._socket = socket
-        self._poll = select.poll()
-        self._poll.register(int(socket.getsockopt(zmq.FD)), select.POLLIN)
-        self._poll.register(self._wake, select.POLLIN)
+        self._arm()
         self._hello()
         return socket
+
+    def _arm(self) -> None:
+        """Make a new object to sleep on: one that was interrupted in its sleep serves nobody else."""
+        self._poll = select.poll()
+        self._poll.register(self._wake, select.POLLIN)
+        if self._socket is not None:
+            self._poll.register(int(self._socket.getsockopt(zmq.FD)), select.POLLIN)
 
     def _hello(self) -> None:
         """Greet, or ask whether anybody is there."""
@@ -162,23 +180,35 @@ class Link:
         """Send a frame that needs no answer, if there is a greeted connection."""
         if self._socket is not None and self.greeting:
             self._send(self._socket, frame)
+            self.pump()  # a send takes the descriptor's signal away from whoever sleeps on it
 
     def pump(self, *, leading: bool = False) -> None:
         """Send what is due and take in what has come; a leader that is ``leading`` is awake."""
         if self.closed:
             return
-        socket = self._socket or self._connect()
+        if self._pumping:
+            raise RuntimeError("a signal handler may close a database in the middle of its calls, and not call it")
+        self._pumping = True
+        try:
+            self._exchange(self._socket or self._connect())
+        except zmq.ZMQError:
+            if not self.closed:  # else a signal handler closed it
+                raise
+        finally:
+            self._pumping = False
+        leader = self._leader
+        if not leading and leader is not None and leader.done:
+            os.eventfd_write(self._wake, 1)
+
+    def _exchange(self, socket: zmq.Socket[bytes]) -> None:
         while True:
             if self.greeting:
                 for frame in self._traffic.outgoing(now_ms()):
                     self._send(socket, frame)
             greeted = self.greeting
             self._drain(socket)
-            if self.greeting is greeted or not self.greeting:
+            if not self.greeting or (greeted and not self._traffic.abandoned):
                 break
-        leader = self._leader
-        if not leading and leader is not None and leader.done:
-            os.eventfd_write(self._wake, 1)
 
     def _drain(self, socket: zmq.Socket[bytes]) -> None:
         while int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:  # asked, because an Again costs 10 us
@@ -186,13 +216,18 @@ class Link:
             self._heard_ms = now_ms()
             self._silences = 0
             head = frames[0] if self._copy else frames[0].buffer
-            message = protocol.decode(head)
-            if isinstance(message, Welcome):
-                self._greeted(message)
-            elif isinstance(message, Error):
-                self._error(message)
-            else:
-                self._traffic.incoming(message, frames[1].buffer if len(frames) > 1 and not self._copy else None)
+            try:
+                self._take(protocol.decode(head), frames[1].buffer if len(frames) > 1 and not self._copy else None)
+            except ProtocolError as error:
+                self._error(Error(error.code, f"the daemon sent what this client does not understand: {error}"))
+
+    def _take(self, message: protocol.Message, body: Any) -> None:  # noqa: ANN401 - a page's second frame
+        if isinstance(message, Welcome):
+            self._greeted(message)
+        elif isinstance(message, Error):
+            self._error(message)
+        else:
+            self._traffic.incoming(message, body)
 
     def _greeted(self, welcome: Welcome) -> None:
         known = self.welcome
@@ -217,6 +252,21 @@ class Link:
         """Ask whether anybody is there, and who."""
         with self.lock:
             self._hello()
+            self.pump()
+
+    def nudge(self) -> None:
+        """
+        Send what was abandoned, unless another thread is about to: it never waits, nor minds where it is called.
+
+        Whoever holds the lock looks for what was abandoned before, or on its way out.
+        """
+        while self.greeting and self._traffic.abandoned and self.lock.acquire(blocking=False):
+            try:
+                if self._pumping:
+                    return
+                self.pump()
+            finally:
+                self.lock.release()
 
     def reset(self, endpoint: str | None = None) -> None:
         """Make the connection anew, perhaps to another endpoint."""
@@ -233,60 +283,80 @@ class Link:
         That is so at the deadline, or when nothing was heard for ``PROBE_MS``: the caller may then
         look whether the daemon is there, and wait again.
         """
-        with self.lock:
-            self._waiters[waiter] = None
-            self.pump()
-        started = now_ms()
+        waiter.since_ms = waiter.since_ms or now_ms()
         try:
+            with self.lock:
+                self._waiters[waiter] = None
+                self.pump()
+                if self.closed and not waiter.done:
+                    waiter.finish(CLOSED)
             while not waiter.done:
                 now = now_ms()
                 if now >= deadline_ms:
                     return False
-                with self.lock:
-                    if self._leader is None and not waiter.done:
-                        self._leader = waiter
-                if self._leader is not waiter:
-                    waiter.sleep((deadline_ms - now) / 1000)
-                elif not self._lead(waiter, deadline_ms, started):
+                if not self._takes_the_lead(waiter, now):
+                    waiter.sleep(min(deadline_ms - now, LEADER_MS) / 1000)
+                elif not self._lead(waiter, deadline_ms):
                     return False
             return True
         finally:
-            with self.lock:
-                del self._waiters[waiter]
-                if self._leader in (waiter, None):  # none: it was rung to lead, and its own time was over
-                    self._leader = None
-                    for heir in self._waiters:
-                        if not heir.done:
-                            heir.ring()
-                            break
+            self._leave(waiter)
 
-    def _lead(self, waiter: Waiter, deadline_ms: int, started_ms: int) -> bool:
+    def _takes_the_lead(self, waiter: Waiter, now: int) -> bool:
+        """Lead if nobody does: nor one that went silent, nor this very thread, whose signal handler now waits."""
+        with self.lock:
+            if waiter.done:
+                return False
+            if self._leader not in (None, waiter):
+                if self._leading_thread != get_ident() and now - self._led_ms < LEADER_MS:
+                    return False
+                self._arm()
+            self._leader, self._leading_thread, self._led_ms = waiter, get_ident(), now
+            return True
+
+    def _leave(self, waiter: Waiter) -> None:
+        with self.lock:
+            self._waiters.pop(waiter, None)
+            if self._leader in (waiter, None):  # none: it was rung to lead, and its own time was over
+                self._leader = None
+                for heir in self._waiters:
+                    if not heir.done:
+                        heir.ring()
+                        break
+        self.nudge()
+
+    def _lead(self, waiter: Waiter, deadline_ms: int) -> bool:
         """Sleep on the socket for everybody; ``False`` says that the daemon is silent."""
-        while not waiter.done:
-            now = now_ms()
+        while not waiter.done and self._leader is waiter:
+            now = self._led_ms = now_ms()
             if now >= deadline_ms:
                 return True
             events = self._poll.poll(min(deadline_ms - now, PROBE_MS))
-            if events:
-                if any(descriptor == self._wake for descriptor, _ in events):
-                    self._clear_wake()
-                with self.lock:
-                    self.pump(leading=True)
-                continue
+            if any(descriptor == self._wake for descriptor, _ in events):
+                self._clear_wake()
             with self.lock:
-                now = now_ms()
-                self._traffic.overdue(now)
-                silent_ms = now - max(self._heard_ms, started_ms, self._reset_ms)
-                if silent_ms >= RESET_MS << min(self._silences, 4):
-                    self._silences += 1
-                    self._reset_ms = now
-                    self.drop()
-                elif now - max(self._probed_ms, self._heard_ms) >= PROBE_MS:
-                    self._hello()
+                silent_ms = self._look(waiter.since_ms, silent=not events)
                 self.pump(leading=True)
             if silent_ms >= PROBE_MS:
                 return waiter.done
         return True
+
+    def _look(self, since_ms: int, *, silent: bool) -> int:
+        """See to what is overdue, and to a daemon that is silent; return for how long it has been."""
+        now = now_ms()
+        if silent or now - self._looked_ms >= PROBE_MS:
+            self._looked_ms = now
+            self._traffic.overdue(now)
+        if not silent:
+            return 0
+        silent_ms = now - max(self._heard_ms, since_ms, self._reset_ms)
+        if silent_ms >= RESET_MS << min(self._silences, 4):
+            self._silences += 1
+            self._reset_ms = now
+            self.drop()
+        elif now - max(self._probed_ms, self._heard_ms) >= PROBE_MS:
+            self._hello()
+        return silent_ms
 
     def _clear_wake(self) -> None:
         try:
@@ -294,10 +364,12 @@ class Link:
         except BlockingIOError:
             return
 
-    def close(self) -> None:
-        """Close the socket; whoever waits is told that it was closed."""
+    def close(self, farewell: bytes | None = None) -> None:
+        """Close the socket after a last frame; whoever waits is told that it was closed."""
         with self.lock:
             if not self.closed:
+                if farewell is not None and self.greeting and self._socket is not None:
+                    self._send(self._socket, farewell)
                 self.drop()
                 self.closed = True
                 for waiter in self._waiters:

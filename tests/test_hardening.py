@@ -1,0 +1,293 @@
+"""What the client and the actors survive: guests in the middle of a call, forks, interruptions and lost frames."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import threading
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from dbmd import protocol
+from dbmd.limits import Limits
+from dbmd.protocol import Cancel, Credit, Queries, ScanRequest, Welcome
+from dbmd_client import Administration, AppointmentsDBM, DbmdError, SnapshotLostError
+from dbmd_client.link import Link, Waiter, now_ms
+from dbmd_client.traffic import OVERDUE_MS, Asked
+from tests.daemon_process import DaemonProcess, private_runtime, until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+LONG_S = 20.0  # a call that takes this long hangs
+WELCOME = Welcome(1, "run", "0", 0, 0, {}, Limits().tell(), "path")
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonProcess]:
+    """Yield a daemon whose pages are small, with records for a scan of many pages."""
+    with private_runtime() as folder:
+        config = tmp_path_factory.mktemp("daemon") / "dbmd.toml"
+        config.write_text("[limits]\npage_bytes_max = 4096\n")
+        where = config.with_name("data")
+        with DaemonProcess(where, endpoint=f"ipc://{folder}/s", arguments=("--config", str(config))) as process:
+            with AppointmentsDBM(process.endpoint) as manager, manager.db.write_batch() as batch:
+                for number in range(300):
+                    batch.put(b"k%04d" % number, b"v" * 100)
+            yield process
+
+
+@pytest.fixture
+def manager(daemon: DaemonProcess) -> Iterator[AppointmentsDBM]:
+    """Yield a client of it."""
+    with AppointmentsDBM(daemon.endpoint, timeout_s=LONG_S / 2) as opened:
+        yield opened
+
+
+class Apart(threading.Thread):
+    """A call in a thread of its own, which may hang without taking the test along."""
+
+    def __init__(self, call: Callable[[], Any]) -> None:
+        super().__init__(daemon=True)
+        self._call = call
+        self.result: Any = None
+        self.start()
+
+    def run(self) -> None:
+        """Do it, and keep what it raises."""
+        try:
+            self.result = self._call()
+        except BaseException as error:  # noqa: BLE001 - the test looks at it
+            self.result = error
+
+    def ended(self) -> Any:  # noqa: ANN401
+        """Return its result, or what it raised; fail if it hangs."""
+        self.join(LONG_S)
+        assert not self.is_alive(), "the call hangs"
+        return self.result
+
+
+def scans_open(endpoint: str) -> int:
+    """Return how many scans the daemon holds open."""
+    with Administration(endpoint) as administration:
+        return int(administration.status()["scans"])
+
+
+def in_child(work: Callable[[], None]) -> int:
+    """Fork, and return the exit code of a child that did ``work``: 0 where it ended well."""
+    child = os.fork()
+    if child == 0:
+        signal.alarm(int(LONG_S))
+        try:
+            work()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+class Circle:
+    """Something that only the garbage collector can end, an iterator among it."""
+
+    def __init__(self, iterator: Any) -> None:  # noqa: ANN401
+        self.iterator = iterator
+        self.itself = self
+
+
+def test_an_iterator_collected_by_the_thread_that_holds_the_lock_is_given_back(manager: AppointmentsDBM) -> None:
+    """The garbage collector may end an iterator in the middle of the link's own work: it waits for no lock."""
+    gc.disable()
+    try:
+        circle = Circle(manager.db.iterator())
+        next(circle.iterator)
+        link = manager._channel._links["scans"]  # type: ignore[attr-defined]
+        del circle
+
+        def collect() -> None:
+            with link.lock:
+                gc.collect()
+
+        assert Apart(collect).ended() is None
+    finally:
+        gc.enable()
+    until(lambda: scans_open(manager._channel.endpoint) == 0, "the snapshot to be given back")  # type: ignore[attr-defined]
+
+
+def test_iterators_left_half_way_by_many_threads_are_given_back(manager: AppointmentsDBM) -> None:
+    """100 threads that break off their iteration leave no scan open, though nobody calls any more."""
+
+    def look() -> None:
+        for _ in manager.db.iterator():
+            return
+
+    for each in [Apart(look) for _ in range(100)]:
+        assert each.ended() is None
+    until(lambda: scans_open(manager._channel.endpoint) == 0, "the snapshots to be given back")  # type: ignore[attr-defined]
+
+
+def test_every_thread_of_a_forked_child_is_served(manager: AppointmentsDBM) -> None:
+    """The child's threads call all at once, while the parent's locks are held: one makes the links, for all."""
+    links = manager._channel._links.values()  # type: ignore[attr-defined]
+    for link in links:
+        link.lock.acquire()
+
+    def work() -> None:
+        start = threading.Barrier(8)
+
+        def call() -> bytes | None:
+            start.wait()
+            return manager.load_entry("k0000")
+
+        for each in [Apart(call) for _ in range(8)]:
+            assert each.ended() == b"v" * 100
+
+    code = in_child(work)
+    for link in links:
+        link.lock.release()
+    assert code == 0
+
+
+def test_an_iterator_does_not_go_on_in_a_forked_child(manager: AppointmentsDBM) -> None:
+    """In the child it says that its snapshot is lost, and touches neither the parent's socket nor its lock."""
+    iterator = manager.db.iterator()
+    next(iterator)
+    link = manager._channel._links["scans"]  # type: ignore[attr-defined]
+    with link.lock:
+
+        def work() -> None:
+            with pytest.raises(SnapshotLostError):
+                list(iterator)
+
+        assert in_child(work) == 0
+    assert len(list(iterator)) == 299
+
+
+def test_a_signal_handler_closes_in_the_middle_of_a_call(daemon: DaemonProcess) -> None:
+    """A tower's handler closes its database wherever its main thread is: the call ends in an error, and none hangs."""
+    for delay_s in (0.0002, 0.0005, 0.001, 0.002, 0.004):
+        manager = AppointmentsDBM(daemon.endpoint, timeout_s=LONG_S)
+        before = signal.signal(signal.SIGALRM, lambda *_, manager=manager: manager.close())
+        signal.setitimer(signal.ITIMER_REAL, delay_s)
+        started = time.monotonic()
+        with suppress(RuntimeError, DbmdError):
+            while time.monotonic() - started < LONG_S:
+                manager.store_last_block_hash_watcher("hash")
+        signal.signal(signal.SIGALRM, before)
+        assert time.monotonic() - started < LONG_S / 2
+
+
+def test_a_signal_handler_may_call_while_its_thread_leads(daemon: DaemonProcess, manager: AppointmentsDBM) -> None:
+    """A handler that interrupts the thread which sleeps for all takes its place, and returns it."""
+    link = manager._channel._links["points"]  # type: ignore[attr-defined]
+    found: list[bytes | None] = []
+
+    def call(*_: object) -> None:
+        daemon.signal(signal.SIGCONT)
+        found.append(manager.load_entry("k0000"))
+
+    before = signal.signal(signal.SIGUSR1, call)
+    daemon.signal(signal.SIGSTOP)
+
+    def interrupt() -> None:
+        until(lambda: link._leader is not None, "a leader")
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    helper = Apart(interrupt)
+    started = time.monotonic()
+    assert manager.load_entry("k0001") == b"v" * 100
+    assert helper.ended() is None
+    signal.signal(signal.SIGUSR1, before)
+    assert found == [b"v" * 100]
+    assert time.monotonic() - started < LONG_S / 4
+
+
+def test_a_call_that_is_interrupted_leaves_nothing_behind(manager: AppointmentsDBM) -> None:
+    """Where a handler raises while a call is being sent, no waiter stays that would be handed the lead in vain."""
+    link = manager._channel._writer  # type: ignore[attr-defined]
+
+    def interrupted(**_: object) -> None:
+        raise KeyboardInterrupt
+
+    link.pump = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        manager.create_entry("left", "behind")
+    del link.pump
+    assert not link._waiters
+    assert manager.load_entry("left") is None
+    manager.create_entry("right", "there")
+    assert manager.load_entry("left") is None
+
+
+def test_a_leader_that_went_silent_is_succeeded(daemon: DaemonProcess, manager: AppointmentsDBM) -> None:
+    """A thread that died while it led, whatever killed it, costs the others a second and not their deadlines."""
+    link = manager._channel._links["points"]  # type: ignore[attr-defined]
+    link._leader, link._led_ms = Waiter(), now_ms()
+    daemon.signal(signal.SIGSTOP)
+    call = Apart(lambda: manager.load_entry("k0000"))
+    until(lambda: link._waiters, "the call to wait")
+    daemon.signal(signal.SIGCONT)
+    started = time.monotonic()
+    assert call.ended() == b"v" * 100
+    assert time.monotonic() - started < LONG_S / 4
+
+
+def test_a_call_that_meets_a_close_ends_at_once(manager: AppointmentsDBM) -> None:
+    """A call that saw the database open, and then waits on a link that was closed, is told so."""
+    link: Link = manager._channel._writer  # type: ignore[attr-defined]
+    manager.close()
+    waiter = Waiter()
+    assert link.wait(waiter, now_ms() + 1_000 * int(LONG_S))
+    assert waiter.value.code == "closed"
+
+
+def messages(asked: Asked, now: int) -> list[protocol.Message]:
+    """Return what is due."""
+    return [protocol.decode(frame) for frame in asked.outgoing(now)]
+
+
+def test_a_query_without_an_answer_is_asked_again_though_others_go_out_all_the_time() -> None:
+    """Each query has its own clock: a busy client still notices that one answer was lost."""
+    asked = Asked()
+    asked.greeted(WELCOME, 0)
+    lost = asked.query(b"lost", 60_000, Waiter())
+    messages(asked, 1)
+    for now in range(100, OVERDUE_MS + 200, 100):
+        asked.query(b"busy", 60_000, Waiter())
+        messages(asked, now)
+    asked.overdue(OVERDUE_MS + 150)
+    (due,) = messages(asked, OVERDUE_MS + 150)
+    assert isinstance(due, Queries)
+    assert lost in [query.tag for query in due.queries]
+
+
+def test_a_scan_that_waits_too_long_asks_whether_it_is_still_open() -> None:
+    """A page may be lost like any reply: credit for no page has the daemon say so; who holds a page asks nothing."""
+    asked = Asked()
+    asked.greeted(WELCOME, 0)
+    pages = asked.scan(b"body", 60_000, 2)
+    (request,) = messages(asked, 1)
+    assert isinstance(request, ScanRequest)
+    asked.overdue(OVERDUE_MS + 2)
+    assert messages(asked, OVERDUE_MS + 2) == [Credit(pages.tag, 0)]
+    asked.abandoned.append(pages)
+    assert messages(asked, OVERDUE_MS + 3) == [Cancel(pages.tag)]
+    assert not asked.scans
+
+
+def test_a_scan_whose_pages_were_dropped_is_told_so(daemon: DaemonProcess, manager: AppointmentsDBM) -> None:
+    """A daemon that knows nothing of a scan says so to whoever waits for it, long before a deadline."""
+    assert daemon.running
+    scans = manager._channel._scans  # type: ignore[attr-defined]
+    iterator = manager.db.iterator()
+    link = manager._channel._links["scans"]  # type: ignore[attr-defined]
+    (pages,) = scans.scans.values()
+    with link.lock:
+        link.post(protocol.encode(Cancel(pages.tag)))
+    started = time.monotonic()
+    with pytest.raises(SnapshotLostError):
+        list(iterator)
+    assert time.monotonic() - started < LONG_S / 4
