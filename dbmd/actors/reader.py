@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from dbmd.storage import Snapshot, View
 
 TOKEN_BITS = 62
+NOT_OPEN = "no such scan is open: it was cut, or a page of it could not be delivered"
 
 
 class Source(NamedTuple):
@@ -90,10 +91,7 @@ class Reader(Actor):
     def handle(self, route: bytes, peer: Peer, message: protocol.Message, arrived_us: int) -> None:
         """Answer queries, open scans, take credit."""
         if isinstance(message, Queries):
-            found = [self._answer(route, peer, query, arrived_us) for query in message.queries]
-            answers = [answer for answer in found if answer is not None]
-            if answers:
-                self.send(route, Answers(answers))
+            self._answer_all(route, peer, message.queries, arrived_us)
         elif isinstance(message, ScanRequest):
             refused = self._open(route, peer, message, arrived_us)
             if refused is not None:
@@ -101,12 +99,29 @@ class Reader(Actor):
         elif isinstance(message, Credit):
             if not self._paging.grant(route, message.tag, message.pages, clock_ms()):
                 self.counts["credit_for_nothing"] += 1
+                if not message.pages:  # it waits for a page in vain; credit that is late is asked nothing
+                    self.send(route, Answers([Answer(message.tag, Outcome.FAILED, (str(Code.SNAPSHOT), NOT_OPEN))]))
         elif isinstance(message, Cancel):
             self._paging.cancel(route, message.tag)
             self._asked.pop((route, message.tag), None)
         else:
             text = f"a {type(message).__name__.lower()} message is not for a reader"
             raise ProtocolError(Code.MALFORMED, text)
+
+    def _answer_all(self, route: bytes, peer: Peer, queries: list[Query], arrived_us: int) -> None:
+        """Answer queries, in frames of about a page: one frame may ask for more than the memory holds."""
+        answers: list[Answer] = []
+        size = 0
+        for query in queries:
+            answer = self._answer(route, peer, query, arrived_us)
+            if answer is not None:
+                answers.append(answer)
+                size += len(answer.payload) if isinstance(answer.payload, bytes) else 0
+            if size >= self.nature.limits.page_bytes_max:
+                self.send(route, Answers(answers))
+                answers, size = [], 0
+        if answers:
+            self.send(route, Answers(answers))
 
     def _question(self, body: bytes) -> tuple[Operation, tuple[Any, ...], Question]:
         """Return what an untrusted body asks; raises ``RefusedError`` and ``ProtocolError``."""
@@ -127,6 +142,8 @@ class Reader(Actor):
             _check_deadline(query.deadline_ms)
             operation, arguments, question = self._question(query.body)
             if isinstance(question, Count):
+                if (route, query.tag) in self._asked:
+                    return None  # asked again because it takes long: from the start it would never end
                 asked = _Asked(operation, arguments, arrived_us, started_us, peer.shown)
                 self._begin(route, query.tag, question, 1, asked)
                 return None
