@@ -18,7 +18,7 @@ import time
 import traceback
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TextIO
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parent.parent
 PR_SET_PDEATHSIG = 1
 READY_S_MAX = 20.0
+_answers: list[TextIO] = []
 GO, STOP, FIRST_READY = 0, 1, 2  # bytes of the memory that launcher and members share
 
 
@@ -126,6 +127,8 @@ def _live(work: Callable[[Member], object], member: Member, out: int) -> None:
 
 def _launch(work: Callable[[Member], object], count: int) -> None:
     die_with_parent()
+    _answers.append(os.fdopen(os.dup(1), "w", encoding="utf-8"))
+    os.dup2(2, 1)  # whatever a member prints is not an answer
     shared = mmap.mmap(-1, FIRST_READY + count)
     pids, outs = [], []
     for number in range(count):
@@ -158,8 +161,8 @@ def _result(out: int) -> object:
 
 
 def _say(answer: object) -> None:
-    sys.stdout.write(f"{json.dumps(answer)}\n")
-    sys.stdout.flush()
+    _answers[0].write(f"{json.dumps(answer)}\n")
+    _answers[0].flush()
 
 
 if __name__ == "__main__":

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
 import threading
 import time
+import traceback
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from dbmd_client import AppointmentsDBM, DbmdError, UnknownOutcomeError
+from dbmd_client import AppointmentsDBM, DbmdError, SnapshotLostError, UnknownOutcomeError
+from tests.crew import die_with_parent
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,6 +23,8 @@ if TYPE_CHECKING:
 
 WORK_S_MAX = 40.0  # a member whose test forgot it ends by itself
 PADDING = "x" * 400
+FILLERS = 200  # records under "filler", which a scan takes several pages for
+FILLING = PADDING * 50
 
 
 def opened(where: str, timeout_s: float = 30.0) -> AppointmentsDBM:
@@ -114,3 +122,133 @@ def open_and_store(member: Member, where: str) -> str:
         time.sleep(0.005)
     manager.close()
     return str(member.number)
+
+
+def fork_mid_call(member: Member, where: str) -> list[str]:
+    """Fork three times while 12 threads are in calls of one object, and use it in children, grandchildren and here."""
+    manager = opened(where)
+    manager.store_watcher_appointment("before", {})
+    iterator = manager.db.iterator(prefix=b"filler")
+    next(iterator)
+    done, enough = [0] * 12, threading.Event()
+
+    def work(thread: int) -> None:
+        while not enough.is_set():
+            uuid = f"parent-{thread}-{done[thread]}"
+            manager.store_watcher_appointment(uuid, {"t": thread})
+            assert manager.load_watcher_appointment(uuid) == {"t": thread}
+            done[thread] += 1
+
+    def round_of_forks() -> None:
+        try:
+            for number in range(3):
+                _until_each(done, number * 3)
+                _forked(partial(_child, manager, iterator, number))
+            _forked(manager.close)  # a child that never used it
+            _until_each(done, 12)
+        finally:
+            enough.set()
+
+    member.ready()
+    threads(13, lambda thread: work(thread) if thread < len(done) else round_of_forks())
+    assert len(list(iterator)) == FILLERS - 1
+    manager.close()
+    return [f"parent-{thread}-{number}" for thread, count in enumerate(done) for number in range(count)]
+
+
+def _until_each(done: list[int], least: int) -> None:
+    deadline = time.monotonic() + WORK_S_MAX
+    while min(done) < least:
+        assert time.monotonic() < deadline, f"the parent's threads are stuck: {done}"
+        time.sleep(0.001)
+
+
+def _forked(work: Callable[[], None]) -> None:
+    """Run ``work`` in a forked child, and fail if it fails."""
+    pid = os.fork()
+    if pid == 0:
+        die_with_parent()
+        signal.alarm(int(WORK_S_MAX))
+        try:
+            work()
+        except BaseException:  # noqa: BLE001 - the child must not return from here
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    _, status = os.waitpid(pid, 0)
+    assert status == 0, f"a forked child ended with {status}"
+
+
+def _child(manager: AppointmentsDBM, iterator: Any, number: int) -> None:  # noqa: ANN401 - dbmd_client.handle's
+    """Use the parent's object from four threads at once; the parent's scan is not ours."""
+
+    def work(thread: int) -> None:
+        uuid = f"child-{number}-{thread}"
+        manager.store_watcher_appointment(uuid, {"t": thread})
+        assert manager.load_watcher_appointment(uuid) == {"t": thread}
+        assert "before" in manager.load_watcher_appointments()
+
+    if number == 0:
+        threads(4, work)
+    lost = False
+    try:
+        list(iterator)
+    except SnapshotLostError:
+        lost = True
+    assert lost, "a parent's scan goes on in its child"
+    threads(4, work)
+    if number == 1:
+        _forked(lambda: threads(4, lambda thread: manager.create_append_locator_map("grandchild", str(thread))))
+    threads(4, work)
+    manager.close()
+    manager.close()
+    try:
+        manager.load_watcher_appointment("before")
+    except RuntimeError:
+        return
+    raise AssertionError("it is not closed")
+
+
+def spawn_with_the_object(member: Member, where: str) -> list[str]:
+    """Hand the object to spawned processes, and go on using it here."""
+    context = multiprocessing.get_context("spawn")
+    with AppointmentsDBM(where, timeout_s=20) as manager:
+        manager.store_watcher_appointment("parent", {})
+        member.ready()
+        running = [context.Process(target=spawned, args=(manager, number)) for number in range(2)]
+        for process in running:
+            process.start()
+        manager.store_watcher_appointment("meanwhile", {})
+        for process in running:
+            process.join(WORK_S_MAX)
+            assert process.exitcode == 0, process.exitcode
+        return sorted(manager.load_watcher_appointments())
+
+
+def spawned(manager: AppointmentsDBM, number: int) -> None:
+    """Use the object that arrived."""
+    assert manager.load_watcher_appointment("parent") == {}
+    manager.store_watcher_appointment(f"spawned-{number}", {})
+    manager.close()
+
+
+def leave_without_close(where: str, how: str) -> None:
+    """End the interpreter with the object open: unused, with a scan begun, or with threads in calls."""
+    opened_here = opened(where)
+    opened_here.store_watcher_appointment("left", {})
+    if how == "scan":
+        iterator = opened_here.db.iterator(prefix=b"filler")
+        next(iterator)
+        _KEPT.append(iterator)
+    elif how == "threads":
+        for _ in range(6):
+            threading.Thread(target=_forever, args=(opened_here,), daemon=True).start()
+    _KEPT.append(opened_here)
+
+
+def _forever(manager: AppointmentsDBM) -> None:
+    while True:
+        manager.store_watcher_appointment("left", {})
+
+
+_KEPT: list[Any] = []
