@@ -55,6 +55,7 @@ class Checker:
         self._works: dict[Identity, dict[bytes, Command]] = {}
         self._never: dict[Identity, str] = {}
         self._records: dict[bytes, int] = {}
+        self._floors: dict[bytes, int] = {}  # of records that were dropped, too
         self._sequence = 0
         self._uptime_ms = 0
 
@@ -120,6 +121,7 @@ class Checker:
         floor, completed = protocol.unpack(write.value)[4:]
         self.that(floor >= self._records.get(client, 0), "a floor never sinks")
         self._records[client] = floor
+        self._floors[client] = max(floor, self._floors.get(client, 0))
         top = floor + self._limits.client_window
         for number, *rest in completed:
             identity, entry = (client, number), Completion(*rest)
@@ -187,7 +189,7 @@ class Checker:
             self.that(
                 found == (outcome, payload), "an outcome told is the one recorded", shown(identity), entry, payload
             )
-        elif not settled or identity[1] >= self._records.get(identity[0], 0):  # below its floor a number is barred, too
+        elif not settled or identity[1] >= self._floors.get(identity[0], 0):  # below its floor a number is barred, too
             promise = "a refusal that depends on the state is recorded, and so is what bars"
             self.that(
                 not settled and (outcome != Outcome.REFUSED or code in STATELESS), promise, shown(identity), payload
