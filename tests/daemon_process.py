@@ -39,6 +39,14 @@ def until(condition: Callable[[], object], what: str = "a condition") -> None:
         time.sleep(0.005)
 
 
+def run_dbmd(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run ``dbmd`` with ``arguments`` to its end."""
+    command = [sys.executable, "-m", "dbmd", *arguments]
+    return subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=EXIT_S_MAX
+    )
+
+
 def descriptors_of(pid: int) -> int:
     """Return how many descriptors a process has open."""
     return sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
