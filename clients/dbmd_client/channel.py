@@ -258,10 +258,8 @@ class Channel:
             raise errors.DeadlineError(f"{where}: no page within {self.timeout_s:g} s", Code.DEADLINE)
         with link.lock:
             if not pages.come:
-                ended = pages.waiter.value
-                if ended.code == Code.MALFORMED:  # it would be again
-                    raise _failure(f"{where}: {ended.text}", Code.MALFORMED)
-                raise errors.SnapshotLostError(f"{where}: {ended.text}")
+                ended = pages.waiter.value  # closed or refused: it would be again
+                raise _failure(f"{where}: {ended.text}; nothing was changed", ended.code)
             message, body = pages.come.popleft()
             if not pages.come:
                 pages.waiter = Waiter()
