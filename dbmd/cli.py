@@ -101,7 +101,10 @@ def _serve(config: Config, *, on_demand: bool, ready_fd: int | None) -> int:
     def ready(served: Daemon) -> None:
         if ready_fd is None:
             path = os.path.realpath(config.database.path)
-            click.echo(f"dbmd {VERSION} ready: {served.endpoint} serves {path} (pid {os.getpid()})")
+            try:
+                click.echo(f"dbmd {VERSION} ready: {served.endpoint} serves {path} (pid {os.getpid()})")
+            except OSError:  # nobody reads it any more; what is left in its buffer goes nowhere, at the exit too
+                os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), 1)
         else:
             _tell(ready_fd, {"ready": served.endpoint, "pid": os.getpid()})
 

@@ -268,6 +268,20 @@ class Daemon:
         self._watch_signals()
         for actor in self._actors:
             actor.start()
+        try:
+            self._publish()
+            ready(self)
+        except BaseException:
+            self._stop()  # the interpreter must not end beside threads that are inside LevelDB
+            raise
+        if self._on_demand:
+            threading.Thread(target=self._leave_when_alone, name="dbmd users", daemon=True).start()
+        self._wait()
+        if self._deaths:
+            return self._die()
+        return self._stop()
+
+    def _publish(self) -> None:
         path, serve = self._store.path, self._config.serve
         self._serving.publish(
             Entry(
@@ -287,13 +301,6 @@ class Daemon:
         gc.collect()
         gc.freeze()  # what lives from here to the end need not be looked at again
         _notify("READY=1")
-        ready(self)
-        if self._on_demand:
-            threading.Thread(target=self._leave_when_alone, name="dbmd users", daemon=True).start()
-        self._wait()
-        if self._deaths:
-            return self._die()
-        return self._stop()
 
     def _watch_signals(self) -> None:
         def note(number: int, frame: object) -> None:  # noqa: ARG001 - the signal's own signature

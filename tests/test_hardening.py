@@ -5,16 +5,22 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import zmq
 
 from dbmd import protocol
+from dbmd.actors.actor import Nature, Origin, Peer
+from dbmd.actors.reader import Reader, Source
 from dbmd.limits import Limits
-from dbmd.protocol import Cancel, Credit, Queries, ScanRequest, Welcome
+from dbmd.protocol import Cancel, Credit, Queries, Query, ScanRequest, Welcome
+from dbmd.storage import MemoryStore
 from dbmd_client import Administration, AppointmentsDBM, DbmdError, SnapshotLostError
 from dbmd_client.link import Link, Waiter, now_ms
 from dbmd_client.traffic import OVERDUE_MS, Asked
@@ -22,6 +28,7 @@ from tests.daemon_process import DaemonProcess, private_runtime, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 LONG_S = 20.0  # a call that takes this long hangs
 WELCOME = Welcome(1, "run", "0", 0, 0, {}, Limits().tell(), "path")
@@ -88,6 +95,32 @@ def in_child(work: Callable[[], None]) -> int:
         finally:
             os._exit(1)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+class Quiet:
+    """A log for what is not about logs."""
+
+    def logger(self, _component: str) -> Quiet:
+        """Return what takes every line."""
+        return self
+
+    def operation(self, *_: object) -> None:
+        """Say nothing."""
+
+    def flush(self) -> None:
+        """Nothing waits."""
+
+
+class Sent:
+    """What an actor sent."""
+
+    def __init__(self) -> None:
+        self.messages: list[Any] = []
+
+    def __call__(self, _route: bytes, message: Any, _body: object = None) -> bool:  # noqa: ANN401
+        """Keep it, and say that it left."""
+        self.messages.append(message)
+        return True
 
 
 class Circle:
@@ -291,3 +324,48 @@ def test_a_scan_whose_pages_were_dropped_is_told_so(daemon: DaemonProcess, manag
     with pytest.raises(SnapshotLostError):
         list(iterator)
     assert time.monotonic() - started < LONG_S / 4
+
+
+def test_a_daemon_whose_ready_line_nobody_reads_serves_and_ends_well(tmp_path: Path) -> None:
+    """``dbmd serve | head -0``: a broken standard output costs the ready line and nothing else."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with private_runtime() as folder:
+        endpoint = f"ipc://{folder}/s"
+        command = [sys.executable, "-m", "dbmd", "serve", str(tmp_path / "data"), "--endpoint", endpoint]
+        with subprocess.Popen(command, stdout=writing, stderr=subprocess.DEVNULL) as process:
+            os.close(writing)
+            with AppointmentsDBM(endpoint, timeout_s=LONG_S) as manager:
+                manager.create_entry("key", "value")
+            process.terminate()
+            assert process.wait(LONG_S) == 0
+
+
+def test_a_count_that_is_asked_again_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A repeat of a count that takes long begins nothing anew: else none that outlasts a client's patience would end."""
+    store, sent = MemoryStore({b"w%d" % number: b"{}" for number in range(10)}), Sent()
+    monkeypatch.setattr("dbmd.paging.COUNT_SLICE_KEYS", 4)
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as socket:
+        nature = Nature(Limits(), Quiet(), None, None, None)  # type: ignore[arg-type]
+        reader = Reader("scans", socket, nature, Source(store, store.snapshot, dict))
+        monkeypatch.setattr(reader, "send", sent)
+        peer = Peer(b"c" * 16, "client", "process", Origin("here"))
+        query = Query(1, 1 << 60, protocol.pack_body("count_records", ()))
+        for _ in range(6):
+            reader.handle(b"route", peer, Queries([query]), 0)
+            reader.turn()
+    (answer,) = sent.messages[0].answers
+    assert answer.payload["appointments"] == 10
+
+
+def test_answers_leave_in_frames_of_about_a_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One frame that asks for the same large record again and again is not answered by one that no memory holds."""
+    store, sent = MemoryStore({b"large": b"x" * 100_000}), Sent()
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as socket:
+        nature = Nature(Limits(page_bytes_max=150_000), Quiet(), None, None, None)  # type: ignore[arg-type]
+        reader = Reader("points", socket, nature, Source(store, store.snapshot, dict))
+        monkeypatch.setattr(reader, "send", sent)
+        peer = Peer(b"c" * 16, "client", "process", Origin("here"))
+        body = protocol.pack_body("raw_get", (b"large",))
+        reader.handle(b"route", peer, Queries([Query(tag, 1 << 60, body) for tag in range(7)]), 0)
+    assert [len(message.answers) for message in sent.messages] == [2, 2, 2, 1]
