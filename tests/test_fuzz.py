@@ -97,11 +97,6 @@ def daemon(tmp_path: Path) -> Iterator[DaemonProcess]:
         yield served
 
 
-def say(progress: str) -> None:
-    """Tell whoever waits for a long search, past pytest's capture."""
-    sys.__stderr__.write(f"fuzz: {progress}\n")  # type: ignore[union-attr]
-
-
 # --- In process ---
 
 
@@ -291,25 +286,33 @@ def test_a_live_daemon_takes_twenty_thousand_frames_and_serves_on(daemon: Daemon
 
 
 @pytest.mark.deep
-def test_a_live_daemon_takes_a_million_frames(daemon: DaemonProcess, deep_seconds: float, deep_seeds_new: bool) -> None:  # noqa: FBT001
+def test_a_live_daemon_takes_a_million_frames(
+    daemon: DaemonProcess,
+    deep_seconds: float,
+    deep_seeds_new: bool,  # noqa: FBT001 - a fixture
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     """The same for a million frames, or as many as the time allows, after a search in process."""
     seed = secrets.randbits(32) if deep_seeds_new else SEED
     began = reported = time.monotonic()
-    say(f"seed {seed}")
     frames = Frames(seed)
 
-    def until(part: float, most: int) -> Callable[[int], bool]:
+    def say(progress: str) -> None:
+        with capfd.disabled():
+            sys.stderr.write(f"fuzz: {progress}\n")
+
+    def until(part: float) -> Callable[[int], bool]:
         def enough(count: int) -> bool:
             nonlocal reported
             now = time.monotonic()
             if now - reported >= REPORT_S:
                 reported = now
                 say(f"{count} frames, {now - began:.0f} of {deep_seconds:.0f} s")
-            return count >= most or now - began >= deep_seconds * part
+            return count >= FRAMES_DEEP or now - began >= deep_seconds * part
 
         return enough
 
-    daemons = assail_daemon(frames, until(0.15, FRAMES_DEEP))
-    towers = assail_tower(frames, until(0.3, FRAMES_DEEP))
-    taken, stored = assail(daemon, frames, until(0.9, FRAMES_DEEP))
+    say(f"seed {seed}")
+    daemons, towers = assail_daemon(frames, until(0.15)), assail_tower(frames, until(0.3))
+    taken, stored = assail(daemon, frames, until(0.9))
     say(f"{daemons} and {towers} frames in process, {taken} at a live daemon, {stored} honest stores")
