@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from dbmd.protocol import Welcome
     from dbmd_client.opening import Opening
 
+LASTING = frozenset({"missing", "foreign", "damaged", "unreadable"})  # why no daemon can serve a path: time mends none
 CHECKED_BYTES = 512  # bodies longer than this are checked against the limits before they are sent
 
 
@@ -301,10 +302,21 @@ class Channel:
     # --- Keeping the links alive ---
 
     def _await(self, link: Link, waiter: Waiter, deadline_ms: int) -> bool:
+        """
+        Wait for what settles a call; ``False`` says that its deadline passed.
+
+        A daemon that cannot be found or started again ends no call with ``OpenError``: what was sent may have
+        happened. It is tried again until the deadline, unless time will not help, and the call's own error says why.
+        """
         while not link.wait(waiter, deadline_ms):
             if now_ms() >= deadline_ms:
                 return waiter.done
-            self._look_after(link, deadline_ms)
+            try:
+                self._look_after(link, deadline_ms)
+            except errors.OpenError as error:
+                with link.lock:
+                    if not waiter.done and (error.kind in LASTING or now_ms() >= deadline_ms):
+                        waiter.finish(Error(error.kind, str(error)))
         return True
 
     def _look_after(self, link: Link, deadline_ms: int) -> None:
