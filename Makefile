@@ -12,7 +12,7 @@ SECONDS ?= 600
 SEEDS ?= all
 TIER := bash .ci/tier
 
-.PHONY: help run check lint layers types test test-system test-deep simulate simulate-mutants demo figures reference bench lock clean
+.PHONY: help run check lint layers types test test-system test-deep simulate simulate-mutants torture powercut demo figures reference bench lock clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,6 +50,12 @@ simulate: $(DEV) ## the core under every fault, 20,000 seeds of a simulated worl
 
 simulate-mutants: $(DEV) ## break one line at a time: the simulation finds each
 	@$(TIER) 'make simulate-mutants' 240 $(BIN)/python -m tests.simulation --mutants
+
+torture: $(DEV) ## 100 kills of a real daemon under 8 clients: nothing lost, doubled or told wrongly
+	@$(TIER) 'make torture' 600 $(BIN)/python -m tests.torture
+
+powercut: $(DEV) ## 200 power cuts under load, on ext4 and on strict POSIX
+	@$(TIER) 'make powercut' 300 $(BIN)/python -m tests.powercut
 
 demo: $(RUN) ## four towers on one database, in half a minute
 	@$(BIN)/python -m tests.demo

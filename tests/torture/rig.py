@@ -56,12 +56,20 @@ class Torture:
     """One run: ``kills`` of a daemon that clients opened by path, or by address."""
 
     def __init__(
-        self, folder: Path, kills: int, *, by_path: bool, clients: int = 8, say: Callable[[str], None] = lambda _: None
+        self,
+        folder: Path,
+        kills: int,
+        *,
+        by_path: bool,
+        clients: int = 8,
+        seconds_max: float = 3600.0,
+        say: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._folder = folder
         self._kills = kills
         self._by_path = by_path
         self._clients = clients
+        self._deadline = time.monotonic() + seconds_max
         self._say = say
         self._rng = random.Random(kills)  # noqa: S311 - a plan, no secret
         self._phases: Counter[str] = Counter()
@@ -96,7 +104,7 @@ class Torture:
 
     def _torment(self) -> None:
         self._until_at_work(0)
-        while len(self._unanswered) < self._kills:
+        while len(self._unanswered) < self._kills and time.monotonic() < self._deadline:
             turn = len(self._unanswered)
             if turn % 3 == 1:
                 self._crew.freeze(self._rng.randrange(self._clients))
