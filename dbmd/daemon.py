@@ -255,6 +255,7 @@ class Daemon:
             "queries": sum(reader.counts["queries"] for reader in self._readers),
             "scans": sum(reader.scans for reader in self._readers),
             "malformed": sum(actor.counts["malformed"] for actor in self._actors),
+            "ungreeted": sum(actor.counts["ungreeted"] for actor in self._actors),
             "replies_dropped": sum(actor.counts["replies_dropped"] for actor in self._actors),
             "torn_bytes": self._store.torn_bytes,
             "free_bytes": free,

@@ -204,13 +204,11 @@ class Actor:
                 self._greet(route, message, Origin.of(str(sender.get("Peer-Address"))))
                 return
             if peer is None:
-                self.counts["ungreeted"] += 1
-                self.send(route, Error(Code.HELLO, "say hello to this run of the daemon first"))
-                return
+                raise ProtocolError(Code.HELLO, "say hello to this run of the daemon first")
             self.peers.move_to_end(route)
             self.handle(route, peer, message, arrived_us)
         except ProtocolError as error:
-            self.counts["malformed"] += 1
+            self.counts["ungreeted" if error.code == Code.HELLO else "malformed"] += 1
             self._refused_bytes[Origin.of(str(sender.get("Peer-Address")))] += sum(map(len, frames))
             known = self.peers.get(route)
             self._logger.warning(
