@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import zmq
 
-from dbmd import protocol
+from dbmd import protocol, rendezvous
 from dbmd.actors.actor import Nature, Origin, Peer
 from dbmd.actors.reader import Reader, Source
 from dbmd.limits import Limits
 from dbmd.protocol import Cancel, Credit, Queries, Query, ScanRequest, Welcome
 from dbmd.storage import MemoryStore
-from dbmd_client import Administration, AppointmentsDBM, DbmdError, SnapshotLostError
+from dbmd_client import Administration, AppointmentsDBM, DbmdError, OpenError, SnapshotLostError
 from dbmd_client.link import Link, Waiter, now_ms
 from dbmd_client.traffic import OVERDUE_MS, Asked
 from tests.daemon_process import DaemonProcess, private_runtime, until
@@ -381,3 +381,17 @@ def test_answers_leave_in_frames_of_about_a_page(monkeypatch: pytest.MonkeyPatch
         body = protocol.pack_body("raw_get", (b"large",))
         reader.handle(b"route", peer, Queries([Query(tag, 1 << 60, body) for tag in range(7)]), 0)
     assert [len(message.answers) for message in sent.messages] == [2, 2, 2, 1]
+
+
+def test_a_call_under_way_takes_no_share_in_a_database_that_was_closed(tmp_path: Path) -> None:
+    """What looks after a daemon beside ``close`` takes nothing that nobody gives back: the daemon may leave."""
+    with private_runtime():
+        where = str(tmp_path / "data")
+        first, second = AppointmentsDBM(where), AppointmentsDBM(where)
+        opening = first._channel._opening  # type: ignore[attr-defined]
+        first.close()
+        assert not opening.still_served()
+        with pytest.raises(OpenError):
+            opening.reopen(time.monotonic() + LONG_S)
+        second.close()
+        assert rendezvous.find(where) is None

@@ -68,6 +68,7 @@ class Opening:
         self._path = ""
         self._place: Place | None = None
         self._users: FileLock | None = None
+        self._closed = False
         self._guard = threading.Lock()
 
     @classmethod
@@ -103,6 +104,8 @@ class Opening:
         if not self._guard.acquire(timeout=max(0.0, deadline - time.monotonic())):
             raise OpenError("other", f"{self._path}: another thread is still opening it")
         try:
+            if self._closed:  # a call that is still under way would take a share that nobody gives back
+                raise OpenError("closed", f"{self._path} was closed by another thread")
             if not self._join():
                 with self._turn(deadline) as place:
                     self._join_or_start(place, deadline)
@@ -126,6 +129,7 @@ class Opening:
 
         A second call is fine. A daemon that was not started on demand stays, and is not waited for.
         """
+        self._closed = True
         if not self._guard.acquire(timeout=max(0.0, deadline - time.monotonic())):
             return  # a thread still opens it: the call it serves ends with its own deadline
         try:
@@ -223,7 +227,7 @@ class Opening:
         if self._place is None or not self._guard.acquire(blocking=False):
             return False
         try:
-            if self._users is None:
+            if self._users is None and not self._closed:
                 self._users = self._shared(self._place, entry)
             return self._users is not None and self._entry() == entry and rendezvous.alive(self._place)
         finally:
