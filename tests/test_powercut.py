@@ -51,6 +51,18 @@ def test_a_power_cut_loses_nothing_acknowledged(folder: Path) -> None:
 
 
 @needs_gcc
+def test_what_is_read_after_a_failed_sync_may_be_trusted(folder: Path) -> None:
+    """
+    A sync fails, the daemon ends, and the next one acknowledges on: no power cut after that loses any of it.
+
+    The kernel has dropped the bytes, and goes on showing them; recovery writes what it reads to a table, and syncs it.
+    """
+    made = run(Plan(clients=2, load_s=0.3, kills=2, sync_fails=True), folder)
+    report = Rig(made, folder, Random(SEED)).cut(Model.EXT4, 25)  # noqa: S311
+    assert (report.lost, report.bad) == (0, 0), report.problems
+
+
+@needs_gcc
 def test_the_rig_sees_a_sync_that_is_missing(folder: Path) -> None:
     """Where syncs only pretend, cuts lose acknowledged commands, and the rig says so."""
     made = run(Plan(clients=2, load_s=0.3, kills=0, swallow=True), folder)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from tests.daemon_process import DaemonProcess
 from tests.powercut import load
-from tests.powercut.library import Library
+from tests.powercut.library import Fault, Kind, Library
 
 WRITE_BUFFER_BYTES = 65_536  # LevelDB's least: logs, tables and MANIFEST change as often as can be
 ROOT = Path(__file__).parent.parent.parent
@@ -29,6 +29,7 @@ class Plan:
     load_s: float = 1.0
     kills: int = 2
     swallow: bool = False
+    sync_fails: bool = False  # instead of a kill: the daemon ends itself
 
     def owners(self, client: int) -> list[str]:
         """Name a client's owners."""
@@ -87,7 +88,11 @@ def run(plan: Plan, folder: Path) -> Run:
         for kill in range(plan.kills + 1):
             time.sleep(plan.load_s)  # the load's length, not a condition
             if kill < plan.kills:
-                daemon.kill()
+                if plan.sync_fails:
+                    library.order(Fault.SYNC_EIO, Kind.LOG)
+                    assert daemon.wait() == 1
+                else:
+                    daemon.kill()
                 daemon.start()
                 _synced(library)
         _finish(clients)

@@ -1,0 +1,189 @@
+"""Faults that strike a daemon at work. Each takes a folder, strikes a few times, and returns its row of the table."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import pytest
+
+from dbmd_client import AppointmentsDBM, DiskFullError
+from tests.faults.scene import Scene
+from tests.powercut.library import Fault, Kind
+from tests.torture.work import Silent
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.torture.crew import Row
+
+TRIES = 3
+FROZEN_S = 1.0  # longer than a hasty client waits
+
+
+def small_disk(folder: Path) -> Row:
+    """Show that a full disk ends the daemon and loses nothing, and that with space it goes on; it mounts a tmpfs."""
+    disk = folder / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(disk)], check=True)
+    try:
+        ballast = disk / "ballast"
+        with Scene(folder, directory=disk / "db", settings="[limits]\ndisk_free_bytes_min = 0") as scene:
+            for _ in range(TRIES):
+                with suppress(OSError), ballast.open("wb", buffering=0) as file:
+                    while True:
+                        file.write(bytes(64 << 10))
+                scene.dies("No space left")
+                ballast.unlink()
+                scene.restart()
+            return scene.judge("ENOSPC on a small tmpfs", TRIES)
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def _fatal(folder: Path, name: str, fault: Fault, kinds: tuple[Kind, ...], word: str) -> Row:
+    """Have a call fail that must end the daemon, at several points."""
+    with Scene(folder) as scene:
+        for kind in kinds:
+            for each in range(TRIES):
+                scene.library.order(fault, kind, after=each)
+                scene.dies(word)
+                scene.restart()
+        return scene.judge(name, TRIES * len(kinds))
+
+
+def sync_eio(folder: Path) -> Row:
+    """Show that a sync of the log, of a table or of the MANIFEST fails: the daemon ends, and the next one settles."""
+    return _fatal(folder, "EIO on sync", Fault.SYNC_EIO, (Kind.LOG, Kind.TABLE, Kind.MANIFEST), "error")
+
+
+def write_enospc(folder: Path) -> Row:
+    """Show that a write of the log or of a table finds no space: the daemon ends, and the next one settles."""
+    return _fatal(folder, "ENOSPC on write", Fault.WRITE_ENOSPC, (Kind.LOG, Kind.TABLE), "No space left")
+
+
+def write_eio(folder: Path) -> Row:
+    """Show that a write of the log fails: the daemon ends, and the next one settles."""
+    return _fatal(folder, "EIO on write", Fault.WRITE_EIO, (Kind.LOG,), "Input/output error")
+
+
+def actor_raises(folder: Path) -> Row:
+    """Show that an actor that dies of whatever a system call does takes the process down, never half of it."""
+    with Scene(folder) as scene:
+        for each in range(TRIES):
+            scene.library.order(Fault.STATVFS_EIO, after=each)
+            scene.dies("actor died", "writer")
+            scene.restart()
+        return scene.judge("an actor that raises", TRIES)
+
+
+def poll_fails(folder: Path) -> Row:
+    """Show that where libzmq aborts, for the system fails it, death and restart with nothing lost are the result."""
+    with Scene(folder) as scene:
+        for each in range(TRIES):
+            scene.library.order(Fault.POLL_FAILS, after=each)
+            assert scene.daemon.wait() == -signal.SIGABRT
+            scene.restart()
+        return scene.judge("poll fails, and libzmq aborts", TRIES)
+
+
+def disk_low(folder: Path) -> Row:
+    """Show that while free space is low stores fail by name, reads and deletes go on; with space stores go on."""
+    with Scene(folder) as scene, AppointmentsDBM(scene.endpoint, logger=Silent()) as database:
+        database.store_watcher_appointment("here", {"n": 1})
+        for _ in range(TRIES):
+            scene.library.tell_free_bytes(1 << 20)
+            scene.until(lambda: not _stores(database))
+            with pytest.raises(DiskFullError, match=r"disk_free_bytes_min is \d+"):
+                database.create_append_locator_map("l", "u")
+            assert database.load_watcher_appointment("here") == {"n": 1}
+            assert database.delete_watcher_appointment("gone")
+            database.batch_delete_responder_trackers(["gone"])
+            scene.library.tell_free_bytes(None)
+            scene.until(lambda: _stores(database))
+            scene.work()
+        return scene.judge("free space under disk_free_bytes_min", TRIES)
+
+
+def _stores(database: AppointmentsDBM) -> bool:
+    try:
+        database.store_watcher_appointment("gone", {"n": 2})
+    except DiskFullError:
+        return False
+    return True
+
+
+def daemon_frozen(folder: Path) -> Row:
+    """Show that a daemon that is stopped and goes on answers each call once, late; hasty clients settle."""
+    with Scene(folder) as scene:
+        for _ in range(TRIES):
+            scene.daemon.signal(signal.SIGSTOP)
+            time.sleep(FROZEN_S)  # how long it is frozen
+            scene.daemon.signal(signal.SIGCONT)
+            scene.work()
+        return scene.judge("SIGSTOP and SIGCONT of the daemon", TRIES)
+
+
+def clients_frozen(folder: Path) -> Row:
+    """Show that a client that is stopped in the middle of its calls holds up nobody, and goes on."""
+    with Scene(folder) as scene:
+        for each in range(TRIES):
+            scene.crew.freeze(each)
+            scene.work()
+            scene.crew.freeze((each + 1) % TRIES)
+            scene.work()
+            scene.crew.thaw()
+            scene.work()
+        return scene.judge("SIGSTOP and SIGCONT of clients", TRIES)
+
+
+def directory_gone(folder: Path) -> Row:
+    """Show that a daemon whose directory was moved away, or replaced, ends, and acknowledges nothing into it."""
+    away = folder / "away"
+    with Scene(folder) as scene:
+        for each in range(TRIES):
+            scene.directory.rename(away)
+            if each:
+                scene.directory.mkdir()
+                (scene.directory / "LOCK").touch()
+            scene.dies("removed or replaced")
+            shutil.rmtree(scene.directory, ignore_errors=True)
+            away.rename(scene.directory)
+            scene.restart()
+        return scene.judge("directory removed or replaced", TRIES)
+
+
+def blocked_log(folder: Path) -> Row:
+    """Show that a log that nobody reads any more stops no command, and no orderly end."""
+    pipe = folder / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDWR | os.O_NONBLOCK)
+    try:
+        with Scene(folder, log=f'level = "info"\ndestination = "{pipe}"') as scene:
+            for _ in range(TRIES):
+                for _ in range(10):
+                    scene.work()  # far more lines than a pipe holds
+                assert scene.daemon.terminate() == 0
+                scene.restart()
+            return scene.judge("a log sink that blocks", TRIES)
+    finally:
+        os.close(reader)
+
+
+STRIKES = (
+    sync_eio,
+    write_enospc,
+    write_eio,
+    disk_low,
+    actor_raises,
+    poll_fails,
+    directory_gone,
+    daemon_frozen,
+    clients_frozen,
+    blocked_log,
+)
