@@ -31,7 +31,7 @@ from dbmd.actors.writer import Writer
 from dbmd.commit import GroupCommit
 from dbmd.config import replies_queued_max
 from dbmd.engines import OpenRefusedError
-from dbmd.engines.leveldb import LevelDB
+from dbmd.engines.leveldb import LevelDB, said
 from dbmd.identities import UnknownFormatError
 from dbmd.limits import REQUESTS_QUEUED_MAX
 from dbmd.log import open_log
@@ -120,6 +120,9 @@ class Daemon:
             self._core = GroupCommit(self._store, self._config.limits)
         except UnknownFormatError as error:
             raise StartError("foreign", f"{path}: {error}") from None
+        except self._store.read_errors as error:
+            text = f"{path} is damaged: {said(error)}; `dbmd repair {path} COPY` saves what can be read"
+            raise StartError("damaged", text) from None
         try:
             self._serving = Serving.claim(rendezvous.place_for(path, rendezvous.daemon_folder()))
         except rendezvous.RendezvousError as error:
