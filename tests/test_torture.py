@@ -55,6 +55,25 @@ def test_killed_daemons_lose_and_double_nothing(folder: Path) -> None:
     assert set(result.phases) <= {"gathering", "syncing", "replying"}
 
 
+FORGETFUL = """
+from dbmd.identities import Completion, Identities
+true = Identities.look_up
+def look_up(self, client, *rest):
+    known = true(self, client, *rest)
+    return None if isinstance(known, Completion) else known
+Identities.look_up = look_up
+"""
+
+
+@pytest.mark.deep
+@needs_gcc
+def test_the_torture_sees_a_daemon_that_forgets(folder: Path) -> None:
+    """Against a daemon that looks no identity up, repeats are applied twice, and the checker says so."""
+    (folder / "sitecustomize.py").write_text(FORGETFUL)
+    result = Torture(folder, 20, by_path=False, daemon_environment={"PYTHONPATH": str(folder)}).run()
+    assert result.row.lost + result.row.doubled + result.row.wrong > 0
+
+
 @pytest.mark.deep
 @needs_gcc
 @pytest.mark.parametrize("by_path", [False, True])

@@ -24,7 +24,7 @@ from tests.torture.crew import Crew, Row
 from tests.torture.history import clock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
 UNANSWERED_MIN = 4
@@ -55,7 +55,7 @@ class Result:
 class Torture:
     """One run: ``kills`` of a daemon that clients opened by path, or by address."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - a plan says everything once
         self,
         folder: Path,
         kills: int,
@@ -63,12 +63,14 @@ class Torture:
         by_path: bool,
         clients: int = 8,
         seconds_max: float = 3600.0,
+        daemon_environment: Mapping[str, str] | None = None,
         say: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._folder = folder
         self._kills = kills
         self._by_path = by_path
         self._clients = clients
+        self._daemon_environment = dict(daemon_environment or {})
         self._deadline = time.monotonic() + seconds_max
         self._say = say
         self._rng = random.Random(kills)  # noqa: S311 - a plan, no secret
@@ -86,7 +88,7 @@ class Torture:
             os.environ.update(runtime)  # the rig is a client, too
             stack.callback(_restore, before)
             self._library = stack.enter_context(Library(directory, self._folder))
-            environment = {**runtime, **self._library.environment}
+            environment = {**runtime, **self._library.environment, **self._daemon_environment}
             if self._by_path:
                 stack.callback(self._end_daemon)
                 where, client_environment = str(directory), environment
