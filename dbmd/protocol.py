@@ -15,7 +15,7 @@ commands client to the writer      client id, birth, floor, list of ``Command``
 replies  the answers               client id, list of ``Reply``
 settle   client to the writer      ``Settle``: what became of one identity
 settled  the answer                ``Settled``
-goodbye  client to the writer      client id: it wants no outcome any more
+goodbye  client to any actor       client id: it leaves; of the writer it wants no outcome any more
 queries  client to a reader        list of ``Query``
 answers  the answers               list of ``Answer``
 scan     client to a reader        ``ScanRequest``

@@ -350,10 +350,9 @@ class Channel:
             return
         self._closed = True
         if self._pid == os.getpid():
-            session = self._commands.session
-            self._writer.close(protocol.encode(Goodbye(session.client)) if session.forgettable else None)
             for link in self._links.values():
-                link.close()
+                stays = link is self._writer and not self._commands.session.forgettable
+                link.close(None if stays else protocol.encode(Goodbye(link.client)))
         self._opening.close(time.monotonic() + self.timeout_s)
 
 

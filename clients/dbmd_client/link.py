@@ -111,7 +111,7 @@ class Link:
         self.greeting = False
         self.refusal: Error | None = None
         self.closed = False
-        self._client = client
+        self.client = client
         self._process = process
         self._traffic = traffic
         self._copy = not zero_copy
@@ -150,13 +150,13 @@ class Link:
         """Greet, or ask whether anybody is there."""
         if self._socket is None:
             return
-        hello = Hello(protocol.VERSION_MIN, protocol.VERSION_MAX, self._client, self._process)
+        hello = Hello(protocol.VERSION_MIN, protocol.VERSION_MAX, self.client, self._process)
         self._probed_ms = now_ms()
         self._send(self._socket, protocol.encode(hello))
 
     def greet_again(self, client: bytes) -> None:
         """Say hello under another client id; nothing is sent until it is answered."""
-        self._client = client
+        self.client = client
         self.greeting = False
         self._hello()
 

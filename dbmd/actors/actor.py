@@ -69,6 +69,11 @@ class Peer(NamedTuple):
     process: str
     origin: Origin
 
+    def must_be(self, client: bytes) -> None:
+        """Refuse a message about another client than the one that said hello."""
+        if client != self.client:
+            raise ProtocolError(Code.IDENTITY, "this connection said hello as another client")
+
 
 class Ticket(NamedTuple):
     """Who asked, and when: opaque to the core."""

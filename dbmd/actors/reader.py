@@ -9,7 +9,19 @@ from dbmd import operations, protocol
 from dbmd.actors.actor import IDLE_MS, Actor, Nature, Peer, clock_ms, now_us
 from dbmd.effects import Count, Get, RefusedError, Scan, Status
 from dbmd.paging import Paging
-from dbmd.protocol import Answer, Answers, Cancel, Code, Credit, Outcome, Page, ProtocolError, Queries, ScanRequest
+from dbmd.protocol import (
+    Answer,
+    Answers,
+    Cancel,
+    Code,
+    Credit,
+    Goodbye,
+    Outcome,
+    Page,
+    ProtocolError,
+    Queries,
+    ScanRequest,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -89,7 +101,7 @@ class Reader(Actor):
         self.nature.log.flush()
 
     def handle(self, route: bytes, peer: Peer, message: protocol.Message, arrived_us: int) -> None:
-        """Answer queries, open scans, take credit."""
+        """Answer queries, open scans, take credit, let go of who says goodbye."""
         if isinstance(message, Queries):
             self._answer_all(route, peer, message.queries, arrived_us)
         elif isinstance(message, ScanRequest):
@@ -104,6 +116,9 @@ class Reader(Actor):
         elif isinstance(message, Cancel):
             self._paging.cancel(route, message.tag)
             self._asked.pop((route, message.tag), None)
+        elif isinstance(message, Goodbye):
+            peer.must_be(message.client)
+            self.forget(route)
         else:
             text = f"a {type(message).__name__.lower()} message is not for a reader"
             raise ProtocolError(Code.MALFORMED, text)

@@ -194,8 +194,7 @@ class Writer(Actor):
         """Admit commands, settle identities, take goodbyes."""
         ticket = Ticket(route, arrived_us)
         if isinstance(message, Commands):
-            if message.client != peer.client:
-                raise ProtocolError(Code.IDENTITY, "this connection said hello as another client")
+            peer.must_be(message.client)
             process = _process(peer)
             for command in message.commands:
                 self._turns.add(process, (ticket, message, command), len(command.body))
@@ -207,8 +206,7 @@ class Writer(Actor):
             if settled is not None:
                 self._answer_at_once([settled])
         elif isinstance(message, Goodbye):
-            if message.client != peer.client:
-                raise ProtocolError(Code.IDENTITY, "this connection said hello as another client")
+            peer.must_be(message.client)
             # Whatever else of this client is still on its way comes from a connection that is now unknown.
             for other in [each for each, known in self.peers.items() if known.client == message.client]:
                 self.forget(other)
