@@ -12,7 +12,7 @@ SECONDS ?= 600
 SEEDS ?= all
 TIER := bash .ci/tier
 
-.PHONY: help run check lint layers types test test-system test-deep simulate simulate-mutants torture powercut demo figures reference bench lock clean
+.PHONY: help run check lint layers types test test-rooms test-processes test-system test-deep simulate simulate-mutants torture powercut demo figures reference bench lock clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,7 +36,13 @@ types: $(DEV)
 	$(BIN)/basedpyright
 
 test: $(DEV) ## the tests: no root, no system packages; every pure room covered by its own
-	@$(TIER) 'make test' 180 $(BIN)/pytest -p tests.rooms_covered --session-timeout=360
+	@$(TIER) 'make test' 180 $(MAKE) test-rooms test-processes
+
+test-rooms: # in one process, where their coverage is measured
+	$(BIN)/pytest -q -m room -p tests.rooms_covered
+
+test-processes: # most of these wait for daemons and clients, so more of them run at once than there are cores
+	$(BIN)/pytest -q -m 'not room and not system and not deep' --numprocesses=4 --session-timeout=360
 
 test-system: $(DEV) ## what needs system packages, root or empty environments
 	@$(TIER) 'make test-system' 1200 $(BIN)/pytest -m system --timeout=600

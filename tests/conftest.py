@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 
+from tests.rooms_covered import pure_rooms
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -34,6 +36,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("tiers")
     group.addoption("--deep-seconds", type=int, default=600, help="time that all deep tests share, in seconds")
     group.addoption("--deep-seeds", choices=["all", "committed"], default="all", help="committed: no new seeds")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the pure rooms' own tests, which run in one process, where their coverage is measured."""
+    rooms = {f"test_{room}.py" for room in pure_rooms()}
+    for item in items:
+        if item.path.name in rooms:
+            item.add_marker("room")
 
 
 @pytest.fixture

@@ -336,6 +336,17 @@ def test_a_client_takes_a_new_id_after_half_the_expiry() -> None:
     assert not made.renew(99_999)
 
 
+def test_a_call_keeps_its_identity_over_a_renewal_of_the_id() -> None:
+    """What its outcome is asked for by names the id, the birth and the number it was sent under."""
+    made = session()
+    call = begin(made)
+    sent(made)
+    assert made.give_up(call) is False
+    identity = call.identity
+    assert made.renew(50_001)
+    assert identity == call.identity == f"{1:032x}.{call.birth}.{call.number}"
+
+
 def test_a_client_that_somebody_waits_on_keeps_its_id() -> None:
     """A number that is on its way belongs to the id it was begun under."""
     made = session()
