@@ -273,7 +273,7 @@ def _directory(db_path: str) -> str:
         path = Path.cwd() / db_path
         if not path.is_dir():
             starting.must_be_able_to_start(str(path))  # else an empty directory would be all that is left behind
-            path.mkdir(mode=0o700)
+            path.mkdir(mode=0o700, exist_ok=True)  # another opener may have made it meanwhile
         return str(path.resolve(strict=True))
     except ValueError as error:  # a NUL in it
         raise OpenError("missing", f"{db_path!r} is not a path: {error}") from error
