@@ -54,6 +54,7 @@ class Told(NamedTuple):
     answer: Reply | Settled
     operation: Operation | None = None
     arguments: tuple[Any, ...] = ()
+    number: int = 0
 
 
 class Sealed(NamedTuple):
@@ -143,7 +144,7 @@ class GroupCommit:
         except RefusedError as error:
             outcome = _OUTCOMES.get(error.code, Outcome.FAILED)
             reply = Reply(number, attempt, outcome, False, (str(error.code), error.text), 0)  # noqa: FBT003
-            return Told(ticket, client, reply)
+            return Told(ticket, client, reply, _named(command.body), (), number)
         if isinstance(known, InHand):
             admitted = self._admitted[client, number]
             if attempt >= admitted.attempt:
@@ -151,12 +152,12 @@ class GroupCommit:
             return None
         if known is not None:
             reply = Reply(number, attempt, known.outcome, True, known.payload, known.group)  # noqa: FBT003
-            return Told(ticket, client, reply)
+            return Told(ticket, client, reply, _named(command.body), (), number)
         if command.deadline_ms <= clock_ms:
             # It bars by itself: every copy carries the same deadline, at which its caller gave it up.
             text = f"the deadline passed {clock_ms - command.deadline_ms} ms before the command was admitted"
             reply = Reply(number, attempt, Outcome.FAILED, False, (str(Code.DEADLINE), text), 0)  # noqa: FBT003
-            return Told(ticket, client, reply)
+            return Told(ticket, client, reply, _named(command.body), (), number)
         return self._take(ticket, frame, command, digest)
 
     def _take(self, ticket: Any, frame: Commands, command: Command, digest: bytes) -> Told | None:  # noqa: ANN401
@@ -177,7 +178,7 @@ class GroupCommit:
             outcome, payload = refusal.outcome, refusal.payload
             if command.attempt == 1:
                 reply = Reply(command.number, 1, outcome, False, payload, 0)  # noqa: FBT003
-                return Told(ticket, frame.client, reply, operation, arguments)
+                return Told(ticket, frame.client, reply, operation, arguments, command.number)
         self._hold(ticket, frame, command, Completion(outcome, payload, digest, self.sequence + 1))
         admitted = self._admitted[frame.client, command.number]
         admitted.operation, admitted.arguments = operation, arguments
@@ -234,9 +235,10 @@ class GroupCommit:
         except RefusedError as error:
             if error.code != Code.EXPIRED:
                 return None
-            return Told(ticket, ask.client, Settled(ask.tag, Outcome.EXPIRED, (str(error.code), error.text)))
+            settled = Settled(ask.tag, Outcome.EXPIRED, (str(error.code), error.text))
+            return Told(ticket, ask.client, settled, number=ask.number)
         if isinstance(known, Completion):
-            return Told(ticket, ask.client, Settled(ask.tag, known.outcome, known.payload))
+            return Told(ticket, ask.client, Settled(ask.tag, known.outcome, known.payload), number=ask.number)
         if known is None:
             payload = (str(Code.BARRED), "not applied, and never will be")
             completion = Completion(Outcome.FAILED, payload, BARRED, self.sequence + 1)
@@ -280,8 +282,9 @@ class GroupCommit:
             end = each.completion
             if each.ticket is not None:
                 reply = Reply(number, each.attempt, end.outcome, True, end.payload, end.group)  # noqa: FBT003
-                told.append(Told(each.ticket, client, reply, each.operation, each.arguments))
-            told += [Told(ticket, client, Settled(tag, end.outcome, end.payload)) for ticket, tag in each.askers]
+                told.append(Told(each.ticket, client, reply, each.operation, each.arguments, number))
+            for ticket, tag in each.askers:
+                told.append(Told(ticket, client, Settled(tag, end.outcome, end.payload), number=number))
         self._written.clear()
         self._admitted.clear()
         self._bytes = 0
@@ -303,6 +306,14 @@ class GroupCommit:
         if self.state is not state:
             message = f"the commit machine is {self.state.value}, not {state.value}"
             raise RuntimeError(message)
+
+
+def _named(body: bytes) -> Operation | None:
+    """Return the operation that an unchecked body names, for the log."""
+    try:
+        return operations.REGISTRY.get(protocol.unpack_body(body)[0])
+    except ProtocolError:
+        return None
 
 
 _OUTCOMES = {Code.EXPIRED: Outcome.EXPIRED, Code.IDENTITY: Outcome.REFUSED}

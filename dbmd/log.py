@@ -15,11 +15,13 @@ The daemon writes one line per operation, after its answer, with these fields be
                      what it concerns: one of the first three, escaped by ``escape_key``; ``keys``, a count, for a batch
 ``outcome``          done, refused (both at info), failed (warning), unknown (error)
 ``client``           who asked: a hash of the client's id, never the id itself
-``identity``         the command's identity as the client logs it too, so that both sides join up; null for a query
+``identity``         the command's identity as the client logs it too, so that both sides join up; a query's is its
+                     client, ``p`` or ``s`` for the reader (points, scans) and its number there
 ``group``            sequence number of the group that committed it; null where there was none
 ``group_commands``   how many commands shared that group's sync; null where there was none
 ``queue_us``         microseconds from its arrival to its group's sealing (a query: to its start)
 ``commit_us``        microseconds its group's write and sync took; null where there was none
+``reason``           the protocol's code for what was not done; not there where it was
 ``total_us``         microseconds from its arrival until its answer was handed to the socket
 
 A value is never logged. Whatever a peer sent is escaped: no line break, escape sequence or lone
@@ -267,6 +269,7 @@ class Log:
         queue_us: int,
         commit_us: int | None,
         total_us: int,
+        reason: str | None = None,
         /,
     ) -> None:
         """
@@ -297,6 +300,7 @@ class Log:
                 "queue_us": queue_us,
                 "commit_us": commit_us,
                 "total_us": total_us,
+                **({} if reason is None else {"reason": reason}),
             },
         )
 

@@ -202,7 +202,7 @@ class Channel:
                 raise _failure(f"{where}: {waiter.value.text}; nothing was changed", Code.MALFORMED)
             why = waiter.value.text if waiter.done else f"no answer within {self.timeout_s:g} s"
             raise errors.DeadlineError(f"{where}: {why}; nothing was changed", Code.DEADLINE)
-        identity = f"{shown(self._commands.session.client)}-q{tag}"
+        identity = f"{shown(self._commands.session.client)}-{role[0]}{tag}"
         answer = waiter.value
         wanted = (bytes, type(None)) if isinstance(operation.verb, GetOne) else dict
         if answer.outcome == Outcome.DONE and not isinstance(answer.payload, wanted):
@@ -276,11 +276,15 @@ class Channel:
     def outcome(self, identity: str) -> tuple[str, Any]:
         """Settle an identity: applied with the result; refused, not applied or expired with the reason."""
         self.check_open()
-        client, birth, number = identity.split(".")
+        try:
+            client, birth, number = identity.split(".")
+            asked = (bytes.fromhex(client), int(birth), int(number))
+        except ValueError:
+            raise ValueError(f"{identity!r} is no identity: client id, birth and number, with dots") from None
         commands, link = self._commands, self._writer
         deadline_ms = self._deadline_ms()
         waiter = Waiter()
-        settle = Settle(secrets.randbits(48), bytes.fromhex(client), int(birth), int(number))
+        settle = Settle(secrets.randbits(48), *asked)
         with link.lock:
             if settle.client == commands.session.client:
                 late = commands.session.settle(settle.number)

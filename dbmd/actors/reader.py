@@ -173,7 +173,8 @@ class Reader(Actor):
             answer = Answer(query.tag, Outcome.FAILED, (str(Code.INTERNAL), f"the store cannot be read: {error}"))
         except (RefusedError, ProtocolError) as error:
             answer = _refusal(query.tag, error)
-        self._note(answer.outcome, operation, arguments, arrived_us, started_us, peer.shown, query.tag)
+        reason = None if answer.outcome == Outcome.DONE else str(answer.payload[0])
+        self._note(answer.outcome, operation, arguments, arrived_us, started_us, peer.shown, query.tag, reason)
         return answer
 
     def _open(self, route: bytes, peer: Peer, request: ScanRequest, arrived_us: int) -> Answer | None:
@@ -189,7 +190,8 @@ class Reader(Actor):
             self._begin(route, request.tag, question, request.credit, asked)
         except (RefusedError, ProtocolError) as error:
             answer = _refusal(request.tag, error)
-            self._note(answer.outcome, operation, arguments, arrived_us, started_us, peer.shown, request.tag)
+            reason = str(answer.payload[0])
+            self._note(answer.outcome, operation, arguments, arrived_us, started_us, peer.shown, request.tag, reason)
             return answer
         return None
 
@@ -213,6 +215,7 @@ class Reader(Actor):
         started_us: int,
         client: str,
         tag: int,
+        reason: str | None = None,
     ) -> None:
         self.counts["queries"] += 1
         subject_name, subject = "key", b""
@@ -226,12 +229,13 @@ class Reader(Actor):
             subject,
             {Outcome.DONE: "done", Outcome.REFUSED: "refused"}.get(Outcome(outcome), "failed"),
             client,
-            f"{client}-q{tag}",
+            f"{client}-{self.name[0]}{tag}",
             None,
             None,
             started_us - arrived_us,
             None,
             now_us() - arrived_us,
+            reason,
         )
 
     def forget(self, route: bytes) -> None:

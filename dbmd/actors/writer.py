@@ -60,8 +60,7 @@ class Writer(Actor):
         self._turns: Turns[tuple[Ticket, Commands, Command]] = Turns(
             TURNS_GROUPS * limits.group_commands_max, TURNS_GROUPS * limits.group_bytes_max
         )
-        self._poll = select.poll()
-        self._poll.register(int(socket.getsockopt(zmq.FD)), select.POLLIN)
+        self._descriptor = int(socket.getsockopt(zmq.FD))  # low, for it is opened at the start: fit for select
 
     @property
     def sequence(self) -> int:
@@ -83,7 +82,7 @@ class Writer(Actor):
         self._gather()
         if 0 < self._core.gathered < self._recent * 0.75:
             # The recent groups were larger: their clients were answered together and are on their way.
-            self._poll.poll(GATHER_US / 1000)
+            select.select([self._descriptor], [], [], GATHER_US / 1_000_000)  # poll would round up to a millisecond
             self._gather()
         self._commit(housekeeping=self._due())
 
@@ -158,12 +157,10 @@ class Writer(Actor):
             self.send(route, Replies(client, answers))
 
     def _note(self, told: Told, commands: int | None, sealed_us: int, commit_us: int | None, done_us: int) -> None:
-        client, answer = shown(told.client), told.answer
-        number = answer.number if isinstance(answer, Reply) else answer.tag
-        operation = told.operation
+        client, answer, operation = shown(told.client), told.answer, told.operation
         subject_name: str = "key"
         subject: Any = b""
-        if operation is not None:
+        if operation is not None and told.arguments:  # unchecked ones are not told
             subject_name = operation.verb.keyspace.subject
             subjects = operation.verb.subjects(told.arguments)
             if len(subjects) == 1:
@@ -178,12 +175,13 @@ class Writer(Actor):
             subject,
             OUTCOMES[Outcome(answer.outcome)],
             client,
-            f"{client}-{number}",
+            f"{client}-{told.number}",
             answer.group if isinstance(answer, Reply) and answer.group else None,
             commands,
             max(0, sealed_us - ticket.arrived_us),
             commit_us,
             done_us - ticket.arrived_us,
+            None if answer.outcome == Outcome.DONE else str(answer.payload[0]),
         )
 
     def deaf(self, peer: Peer | None, sender: zmq.Frame) -> bool:
@@ -225,8 +223,7 @@ class Writer(Actor):
             answer = each.answer
             if answer.outcome == Outcome.REFUSED and answer.payload[0] == Code.IDENTITY:
                 # A client that numbers twice, or somebody who poses as it: its promises are worth nothing.
-                number = answer.number if isinstance(answer, Reply) else answer.tag
-                self._logger.error("number given to two commands", client=shown(each.client), number=number)
+                self._logger.error("number given to two commands", client=shown(each.client), number=each.number)
 
     def park(self) -> None:
         """Finish and answer the group in hand, and persist what said goodbye."""
