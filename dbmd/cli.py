@@ -35,7 +35,7 @@ def main() -> None:
     """One LevelDB, shared by many processes: acknowledged means kept."""
 
 
-@main.command()
+@main.command(short_help="Serve the database in a directory.")
 @click.argument("path", required=False)
 @click.option(
     "--config", "file", type=click.Path(dir_okay=False), help="Configuration file (TOML); see config/dbmd.toml."
@@ -124,7 +124,7 @@ def _start_failed(ready_fd: int | None, kind: str, message: str) -> NoReturn:
     _fail(message)
 
 
-@main.command()
+@main.command(short_help="Say who serves a database, and whether it is well.")
 @click.argument("where", required=False, metavar="[PATH|ADDRESS]")
 def status(where: str | None) -> None:
     """Say who serves a database, since when, how many records, clients and commands, and whether it is well."""
@@ -171,7 +171,7 @@ def _lines(facts: dict[str, Any], counts: dict[str, int]) -> list[str]:
     ]
 
 
-@main.command()
+@main.command(short_help="Remove all that is dbmd's own from a stopped database.")
 @click.argument("path")
 def clean(path: str) -> None:
     """Remove all that is dbmd's own from the stopped database in PATH; it then forgets which commands were applied."""
@@ -185,7 +185,7 @@ def clean(path: str) -> None:
     click.echo(f"{removed} records of dbmd's own removed from {path}")
 
 
-@main.command()
+@main.command(short_help="Repair a copy of a damaged, stopped database.")
 @click.argument("path")
 @click.argument("copy")
 def repair(path: str, copy: str) -> None:
