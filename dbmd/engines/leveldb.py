@@ -308,6 +308,13 @@ def _make(path: str) -> None:
     _sync(directory)
 
 
+def _shorten(path: Path, size_bytes: int) -> None:
+    """Cut a file, durably."""
+    with path.open("r+b") as file:
+        file.truncate(size_bytes)
+        os.fsync(file.fileno())
+
+
 def _open(path: str, found: logs.Inspection, lock: int, write_buffer_bytes: int) -> Any:  # noqa: ANN401
     """
     Open strictly, after a lenient opening has dropped a torn tail and written the rest to a table.
@@ -319,6 +326,8 @@ def _open(path: str, found: logs.Inspection, lock: int, write_buffer_bytes: int)
     try:
         if found.fresh:
             _make(path)
+        if found.manifest_bytes is not None:
+            _shorten(Path(path) / found.manifest, found.manifest_bytes)
         if found.torn_bytes:
             plyvel.DB(name, paranoid_checks=False, **options).close()
         return plyvel.DB(name, paranoid_checks=True, **options)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 BLOCK_BYTES = 32 * 1024
 READ_BYTES = 32 * BLOCK_BYTES  # what is in memory at once: large enough to hide the system calls
+SECTOR_BYTES = 512  # what a disk writes whole or not at all
 BATCH_BYTES_MIN = 12  # a batch opens with its sequence number and its count
 BAD, FULL, FIRST, MIDDLE, LAST, CUT = range(6)
 
@@ -68,10 +69,12 @@ class Survey:
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """A directory that may be opened: whether there is a database yet, and the bytes its torn tail will lose."""
+    """How to open a directory: make it if ``fresh``, cut ``manifest``, lose a torn tail of so many bytes."""
 
     fresh: bool
     torn_bytes: int
+    manifest: str = ""
+    manifest_bytes: int | None = None
 
 
 @dataclass(slots=True)
@@ -81,6 +84,8 @@ class Manifest:
     log_number: int | None = None
     prev_log_number: int = 0
     next_file_number: int | None = None
+    name: str = ""
+    torn_at: int | None = None  # where an edit begins that was never synced, and is there in part
     last_sequence: int | None = None
     comparator: bytes = _COMPARATOR
     tables: dict[tuple[int, int], int] = field(default_factory=dict)  # (level, number) -> bytes
@@ -314,6 +319,15 @@ def _creation_was_cut(path: str, evidence: list[str]) -> bool:
     return len(found) <= len(whole) and (whole.startswith(found) or not any(found))
 
 
+def _lacks_sectors(path: Path, bad_at: int | None) -> bool:
+    """Say whether sectors behind a bad record were never written: they read as zeros, which no flipped bit makes."""
+    data, at = path.read_bytes(), bad_at or 0
+    parts = (
+        data[max(at, start) : start + SECTOR_BYTES] for start in range(at - at % SECTOR_BYTES, len(data), SECTOR_BYTES)
+    )
+    return any(len(part) >= _HEADER.size and not any(part) for part in parts)
+
+
 def _read_manifest(path: str, sizes: dict[str, int]) -> Manifest:
     current = _CURRENT.fullmatch((Path(path) / "CURRENT").read_bytes())
     if current is None:
@@ -323,10 +337,12 @@ def _read_manifest(path: str, sizes: dict[str, int]) -> Manifest:
         raise damaged(path, f"its CURRENT names {name}, which is missing")
     edits: list[bytes] = []
     found = survey(str(Path(path) / name), keep=edits)
-    # LevelDB itself takes a MANIFEST that just ends early (its last edit was never synced), and no other fault.
-    if found.bad_at is not None and not found.cut:
+    # LevelDB takes a MANIFEST that just ends early, and no other fault. But what a torn last edit replaces is still
+    # there: nothing is removed before the sync, and whatever is missing is told.
+    torn = found.cut or (found.later_start_at is None and _lacks_sectors(Path(path) / name, found.bad_at))
+    if found.bad_at is not None and not torn:
         raise damaged(path, f"{name} has a bad record at byte {found.bad_at}")
-    manifest = Manifest()
+    manifest = Manifest(name=name, torn_at=None if found.cut else found.bad_at)
     try:
         for edit in edits:
             _apply(manifest, edit)
@@ -360,7 +376,7 @@ def inspect(path: str) -> Inspection:
             raise damaged(path, f"its table {number:06}.ldb is missing")
         if sizes[name] < size:
             raise damaged(path, f"its table {name} has {sizes[name]} bytes of {size}")
-    return Inspection(fresh=False, torn_bytes=_torn_bytes(path, sizes, manifest))
+    return Inspection(False, _torn_bytes(path, sizes, manifest), manifest.name, manifest.torn_at)  # noqa: FBT003
 
 
 def _torn_bytes(path: str, sizes: dict[str, int], manifest: Manifest) -> int:
