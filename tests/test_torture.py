@@ -51,7 +51,7 @@ def test_killed_daemons_lose_and_double_nothing(folder: Path) -> None:
     """After kills of the daemon in every phase, every call of every client is applied as it was told, and once."""
     result = Torture(folder, 3, by_path=False, clients=4).run()
     assert result.findings == []
-    assert result.row.acknowledged > 50
+    assert result.row.acknowledged > 20
     assert set(result.phases) <= {"gathering", "syncing", "replying"}
 
 

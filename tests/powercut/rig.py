@@ -9,6 +9,7 @@ else. Some openings are themselves cut, at every so many points, and opened agai
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -56,9 +57,10 @@ class Report:
         return (
             f"{self.model.value}: {self.cuts} cuts and {self.openings_cut} cuts of openings, "
             f"{self.acknowledged} commands acknowledged in the run, {self.lost} lost, "
-            f"{self.bad} disks bad {dict(self.kinds) or ''}, "
+            f"{self.bad} disks bad, "
             f"{self.torn} torn tails ({self.torn_bytes} bytes dropped), "
             f"{self.names_unsynced} cuts with names that no sync covered"
+            + "".join(f"\n  {count} x {kind}" for kind, count in self.kinds.most_common())
         )
 
 
@@ -68,6 +70,14 @@ def points(records: list[Record], count: int, rng: Random) -> list[int]:
     drawn = [rng.randrange(len(records)) for _ in range(count - count // 2)]
     drawn += [min(len(records) - 1, max(0, rng.choice(rare) + rng.randint(-3, 6))) for _ in range(count // 2)]
     return sorted(drawn)
+
+
+def _kind(problem: str) -> str:
+    """Return a problem without what differs from disk to disk."""
+    if not problem.startswith("does not open"):
+        return "opens with wrong records"
+    reason = problem.partition(" is damaged: ")[2].partition(". Nothing")[0] or problem
+    return re.sub(r"\d+", "N", reason)
 
 
 class Rig:
@@ -112,7 +122,7 @@ class Rig:
         report.lost += verdict.lost
         if verdict.problems:
             report.bad += 1
-            report.kinds["does not open" if "does not open" in verdict.problems[0] else "records"] += 1
+            report.kinds[_kind(verdict.problems[0])] += 1
             report.problems.append(f"cut at {at} ({sorted(files)}): " + "; ".join(verdict.problems[:4]))
 
     def _cut_opening(self, files: dict[str, bytes], model: Model) -> Iterator[dict[str, bytes]]:
