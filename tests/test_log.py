@@ -230,7 +230,7 @@ def test_an_exception_is_one_field_of_its_line(tmp_path: Path) -> None:
     """A traceback stays within its JSON line."""
     with file_log(tmp_path / "log") as log:
         try:
-            raise ValueError("first\nsecond")  # noqa: TRY301 - the traceback is the point
+            raise ValueError("first\nsecond")
         except ValueError:
             log.logger("writer").exception("died")
         (line,) = lines(tmp_path / "log")
