@@ -309,8 +309,7 @@ class Channel:
         """
         Wait for what settles a call; ``False`` says that its deadline passed.
 
-        A daemon that cannot be found or started again ends no call with ``OpenError``: what was sent may have
-        happened. It is tried again until the deadline, unless time will not help, and the call's own error says why.
+        A daemon that cannot be started again ends no call with ``OpenError``: what was sent may have happened.
         """
         while not link.wait(waiter, deadline_ms):
             if now_ms() >= deadline_ms:
