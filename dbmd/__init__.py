@@ -23,3 +23,5 @@ A command walks: operation, verb encodes, session, DEALER | writer drains its RO
 and one sync per group, replies, log lines | returns. A query walks: the same to a reader, which answers
 from the store as it is, or opens a snapshot and sends pages under credit until its end.
 """
+
+__version__ = "0.1.0"

@@ -7,12 +7,11 @@ import os
 import sys
 import time
 from contextlib import suppress
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
-from rich.console import Console
 
+from dbmd import __version__
 from dbmd import config as configuration
 from dbmd.engines import OpenRefusedError
 
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     from dbmd.config import Config
     from dbmd.daemon import Daemon
 
-VERSION = version("dbmd")
 STATUS_TIMEOUT_S = 10.0
 
 
@@ -30,7 +28,7 @@ def _fail(message: str) -> NoReturn:
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(VERSION, prog_name="dbmd")
+@click.version_option(__version__, prog_name="dbmd")
 def main() -> None:
     """One LevelDB, shared by many processes: acknowledged means kept."""
 
@@ -90,7 +88,7 @@ def _serve(config: Config, *, on_demand: bool, ready_fd: int | None) -> int:
         os._exit(0)  # whoever started us reaps this half at once; the daemon is nobody's child
     from dbmd.daemon import Daemon, StartError  # noqa: PLC0415 - after the fork, and not for --help
 
-    daemon = Daemon(config, VERSION, on_demand=on_demand)
+    daemon = Daemon(config, __version__, on_demand=on_demand)
     try:
         daemon.open()
     except StartError as error:
@@ -102,7 +100,7 @@ def _serve(config: Config, *, on_demand: bool, ready_fd: int | None) -> int:
         if ready_fd is None:
             path = os.path.realpath(config.database.path)
             try:
-                click.echo(f"dbmd {VERSION} ready: {served.endpoint} serves {path} (pid {os.getpid()})")
+                click.echo(f"dbmd {__version__} ready: {served.endpoint} serves {path} (pid {os.getpid()})")
             except OSError:  # nobody reads it any more; what is left in its buffer goes nowhere, at the exit too
                 os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), 1)
         else:
@@ -190,7 +188,8 @@ def clean(path: str) -> None:
 @click.argument("copy")
 def repair(path: str, copy: str) -> None:
     """Repair a COPY of the damaged, stopped database in PATH, which is left as it is."""
-    from rich.table import Table  # noqa: PLC0415 - not for --help
+    from rich.console import Console  # noqa: PLC0415 - not for --help, and the start is not to wait for it
+    from rich.table import Table  # noqa: PLC0415
 
     from dbmd.engines import repair as repairing  # noqa: PLC0415
     from dbmd.log import escape_key  # noqa: PLC0415

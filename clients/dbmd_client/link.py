@@ -132,7 +132,7 @@ class Link:
         socket = _context().socket(zmq.DEALER)
         socket.linger = 0
         socket.sndhwm = socket.rcvhwm = QUEUE_MESSAGES
-        socket.reconnect_ivl, socket.reconnect_ivl_max = 20, 500
+        socket.reconnect_ivl, socket.reconnect_ivl_max = 20, 100  # a call may be waiting for the new daemon
         socket.connect(self.endpoint)
         self._socket = socket
         self._arm()
