@@ -48,7 +48,7 @@ test-system: $(DEV) ## what needs system packages, root or empty environments
 	@$(TIER) 'make test-system' 1200 $(BIN)/pytest -m system --timeout=600
 
 test-deep: $(DEV) ## the long search: SECONDS=600, SEEDS=all or committed
-	@$(TIER) 'make test-deep' $$(( $(SECONDS) + $(SECONDS) / 5 + 60 )) \
+	@$(TIER) 'make test-deep' $$(( $(SECONDS) + $(SECONDS) / 5 + 300 )) \
 		$(BIN)/pytest -m deep --hypothesis-profile=deep --timeout=0 --deep-seconds=$(SECONDS) --deep-seeds=$(SEEDS)
 
 simulate: $(DEV) ## the core under every fault, 20,000 seeds of a simulated world
