@@ -233,14 +233,14 @@ def spawned(manager: AppointmentsDBM, number: int) -> None:
 
 
 def leave_without_close(where: str, how: str) -> None:
-    """End the interpreter with the object open: unused, with a scan begun, or with threads in calls."""
+    """End the interpreter with the object open, a scan begun or threads in calls."""
     opened_here = opened(where)
     opened_here.store_watcher_appointment("left", {})
     if how == "scan":
         iterator = opened_here.db.iterator(prefix=b"filler")
         next(iterator)
         _KEPT.append(iterator)
-    elif how == "threads":
+    else:
         for _ in range(6):
             threading.Thread(target=_forever, args=(opened_here,), daemon=True).start()
     _KEPT.append(opened_here)

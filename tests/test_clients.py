@@ -10,6 +10,7 @@ import threading
 import time
 from contextlib import closing, suppress
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import plyvel
@@ -31,7 +32,6 @@ from tests.daemon_process import DaemonProcess, private_runtime, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 CONFIG = "[limits]\npage_bytes_max = 4096\n"
 EXIT_S_MAX = 20.0
@@ -115,7 +115,7 @@ def test_a_spawned_process_takes_the_object_as_argument(where: str) -> None:
         assert crew.go().results() == [["meanwhile", "parent", "spawned-0", "spawned-1"]]
 
 
-@pytest.mark.parametrize("how", ["unused", "scan", "threads"])
+@pytest.mark.parametrize("how", ["scan", "threads"])
 def test_an_interpreter_ends_without_close(where: str, how: str) -> None:
     """An open object, an open scan or threads in calls keep no process alive, and it says nothing at its end."""
     fill(where)
@@ -414,3 +414,12 @@ def test_an_address_without_a_daemon_is_an_error_within_the_deadline(tmp_path: P
         assert isinstance(caught.value, plyvel.Error)
         assert "0.3 s" in str(caught.value)
         assert time.monotonic() - started < 3
+
+
+def test_a_directory_that_another_process_makes_meanwhile_is_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look and the making of a new directory another opener may make it; it was called no directory."""
+    monkeypatch.setattr("dbmd_client.starting.must_be_able_to_start", lambda path: Path(path).mkdir(exist_ok=True))
+    with AppointmentsDBM(str(tmp_path / "data")) as manager:
+        assert manager.store_watcher_appointment("1", {})

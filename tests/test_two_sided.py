@@ -242,8 +242,9 @@ def test_a_thousand_short_lived_threads_leave_nothing_behind(daemon: DaemonProce
         assert threading.active_count() == tasks_here
         until(lambda: daemon.descriptors() <= there, "the daemon's descriptors")
         assert daemon.threads() == tasks_there
-        until(lambda: facts_of(daemon.endpoint)["scans"] == 0, "the scans that were left open")
-        facts = facts_of(daemon.endpoint)
+        with Administration(daemon.endpoint) as administration:
+            until(lambda: administration.status()["scans"] == 0, "the scans that were left open")
+            facts = administration.status()
         assert (facts["remembered"], facts["commands"]) == (1, 2_001)
     for _ in range(20):
         with opened(daemon.endpoint) as short_lived:
