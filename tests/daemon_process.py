@@ -174,9 +174,12 @@ class DaemonProcess:
         return self.process.pid
 
     def signal(self, number: signal.Signals) -> None:
-        """Send a signal to the process."""
+        """Send a signal to the process; a stop returns when every thread of it has stopped."""
         assert self.process is not None
         self.process.send_signal(number)
+        if number == signal.SIGSTOP:
+            tasks = Path(f"/proc/{self.pid}/task")
+            until(lambda: all(") T " in (task / "stat").read_text() for task in tasks.iterdir()), "the process to stop")
 
     def wait(self, timeout_s: float = EXIT_S_MAX) -> int:
         """Wait until the process has ended, and return its exit code."""
