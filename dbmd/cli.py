@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from dbmd import __version__
+from dbmd import __version__, keyspaces
 from dbmd import config as configuration
 from dbmd.engines import OpenRefusedError
 
@@ -174,10 +174,9 @@ def _lines(facts: dict[str, Any], counts: dict[str, int]) -> list[str]:
 def clean(path: str) -> None:
     """Remove all that is dbmd's own from the stopped database in PATH; it then forgets which commands were applied."""
     from dbmd.engines import leveldb  # noqa: PLC0415 - not for --help
-    from dbmd.keyspaces import RESERVED  # noqa: PLC0415
 
     try:
-        removed = leveldb.clean(path, RESERVED)
+        removed = leveldb.clean(path, keyspaces.RESERVED)
     except OpenRefusedError as error:
         _fail(str(error))
     click.echo(f"{removed} records of dbmd's own removed from {path}")
@@ -199,10 +198,10 @@ def repair(path: str, copy: str) -> None:
     except OpenRefusedError as error:
         _fail(str(error))
     before = repaired.before
-    table = Table("keys beginning with", "before", "after", title=f"{repaired.copy}: repaired from {path}")
+    table = Table("records", "keys begin with", "before", "after", title=f"{repaired.copy}: repaired from {path}")
     for start in sorted(repaired.after.keys() | (before or {}).keys()):
         was = "unknown" if before is None else f"{before.get(start, 0):,}"
-        table.add_row(escape_key(start), was, f"{repaired.after.get(start, 0):,}")
+        table.add_row(_kind(start), escape_key(start), was, f"{repaired.after.get(start, 0):,}")
     Console().print(table)
     click.echo(f"{repaired.dropped_bytes:,} bytes of incomplete batches were dropped")
     if repaired.revived is None:
@@ -211,3 +210,11 @@ def repair(path: str, copy: str) -> None:
         click.echo(f"{repaired.revived:,} deleted keys came back from the dead")
     for key in repaired.revived_keys:
         click.echo(f"  {escape_key(key)}")
+
+
+def _kind(start: bytes) -> str:
+    """Return the keyspaces whose keys begin with this byte."""
+    if start and keyspaces.RESERVED.startswith(start):
+        return "dbmd's own"
+    names = [each.name.replace("_", " ") for each in keyspaces.KEYSPACES if each.prefix[:1] == start]
+    return ", ".join(names) or "other"

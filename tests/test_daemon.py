@@ -351,6 +351,31 @@ def test_clean_removes_what_is_ours_from_a_stopped_database(daemon: DaemonProces
     assert "Traceback" not in missing.stderr
 
 
+def test_repair_tells_the_records_of_each_keyspace_before_and_after(tmp_path: Path) -> None:
+    """A copy is repaired and counted by what its records are; the original stays as it is."""
+    path, copy = tmp_path / "data", tmp_path / "copy"
+    with closing(plyvel.DB(str(path), create_if_missing=True)) as database:
+        for key in (b"w1", b"w2", b"r1", b"bw", RESERVED + b"s", b"zz"):
+            database.put(key, b"{}")
+    there = on_disk(path)
+    repaired = run_dbmd("repair", str(path), str(copy))
+    assert (repaired.returncode, repaired.stderr) == (0, "")
+    rows = [
+        re.split(r"\s*[\u2502\u2503|]\s*", line)[1:-1]
+        for line in repaired.stdout.splitlines()
+        if " 1 " in line or " 2 " in line
+    ]
+    assert [(row[0], *row[2:]) for row in rows] == [
+        ("watcher last block, responder last block", "1", "1"),
+        ("trackers", "1", "1"),
+        ("appointments", "2", "2"),
+        ("other", "1", "1"),
+        ("dbmd's own", "1", "1"),
+    ]
+    assert "0 deleted keys came back" in repaired.stdout
+    assert on_disk(path) == there == on_disk(copy)
+
+
 def test_check_config_and_help_start_nothing(tmp_path: Path) -> None:
     """Both end with 0; a configuration that is wrong stops with the key's path, its value and what is allowed."""
     data = tmp_path / "data"
