@@ -121,15 +121,19 @@ class Writer(Actor):
         if sealed is None:
             self.nature.log.flush()
             return
-        if not self._store.in_place():
-            self._core.failed()
-            raise ReplacedError("the database's directory was removed or replaced; nobody of this group was answered")
+        failure: Exception | None = None
         try:
-            self._store.commit(sealed.writes)
+            if self._store.in_place():
+                self._store.commit(sealed.writes)
         except CommitUnknownError as error:
+            failure = error
+        # Looked at behind the commit, too: what was synced into a directory that is gone is not kept.
+        if not self._store.in_place():
+            failure = ReplacedError("the database's directory was removed or replaced")
+        if failure is not None:
             unanswered = self._core.failed()
-            text = f"{error}; {unanswered} commands of group {sealed.sequence} were not answered"
-            raise CommitUnknownError(text) from error
+            text = f"{failure}; {unanswered} commands of group {sealed.sequence} were not answered"
+            raise type(failure)(text) from failure
         commit_us = now_us() - sealed_us
         self._saved_ms = clock_ms()
         self._recent += (sealed.commands - self._recent) / 8
