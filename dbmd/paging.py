@@ -9,6 +9,7 @@ A scan holds one snapshot from its opening to its last page. Its rules:
 3. A scan that has no credit and hears nothing for ``scan_lease_s_max``, or is older than
    ``snapshot_age_s_max``, is cut: a frozen client must not keep deleted data on the disk.
 4. Every page comes from the one snapshot, and no page shows a reserved key.
+5. Pages are numbered: a client that misses one has lost the snapshot, and never reads over a hole.
 """
 
 from __future__ import annotations
@@ -56,13 +57,23 @@ class Cut(NamedTuple):
 class _Open:
     """One scan or count on its way."""
 
-    __slots__ = ("credit", "heard_ms", "opened_ms", "pages", "snapshot", "tag", "ticket")
+    __slots__ = ("credit", "heard_ms", "opened_ms", "pages", "scan", "sent", "snapshot", "tag", "ticket")
 
-    def __init__(self, ticket: Any, tag: int, snapshot: Snapshot, credit: int, now_ms: int) -> None:  # noqa: ANN401
+    def __init__(  # noqa: PLR0913, PLR0917 - what a scan is made of
+        self,
+        ticket: Any,  # noqa: ANN401
+        tag: int,
+        scan: Scan | Count,
+        snapshot: Snapshot,
+        credit: int,
+        now_ms: int,
+    ) -> None:
         self.ticket = ticket
         self.tag = tag
+        self.scan = scan
         self.snapshot = snapshot
         self.credit = credit
+        self.sent = 0
         self.opened_ms = self.heard_ms = now_ms
         self.pages: Iterator[tuple[Message | None, bytes | None]] = iter(())
 
@@ -102,7 +113,7 @@ class Paging:
         """Begin to serve ``effect`` from ``snapshot``, which is ours to close from now on."""
         self.cancel(ticket, tag)
         credit = min(max(credit, 1), self._limits.page_credit_max)
-        opened = _Open(ticket, tag, snapshot, credit, now_ms)
+        opened = _Open(ticket, tag, effect, snapshot, credit, now_ms)
         opened.pages = (
             self._count(snapshot, tag) if isinstance(effect, Count) else self._cut(snapshot, effect, tag, token)
         )
@@ -119,6 +130,13 @@ class Paging:
             self._ready.append(opened)
         opened.credit = min(opened.credit + pages, self._limits.page_credit_max)
         return True
+
+    def awaited(self, ticket: Any, tag: int) -> Page | None:  # noqa: ANN401
+        """Return an empty page under the number of the next: whoever waits in vain sees whether one was lost."""
+        opened = self._scans.get((ticket, tag))
+        if opened is None or not isinstance(opened.scan, Scan):
+            return None
+        return Page(tag, False, 0, 0, b"" if opened.scan.keys else None, b"", 0, opened.sent)  # noqa: FBT003 - a wire's field
 
     def cancel(self, ticket: Any, tag: int) -> None:  # noqa: ANN401
         """Forget a scan, if it is open, and close its snapshot."""
@@ -152,6 +170,9 @@ class Paging:
                 self._ready.append(opened)
                 return None
             opened.credit -= 1
+            if isinstance(message, Page):
+                message = message._replace(number=opened.sent)
+                opened.sent += 1
             if isinstance(message, Page) and not message.last:
                 if opened.credit:
                     self._ready.append(opened)

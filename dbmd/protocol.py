@@ -38,6 +38,7 @@ from dbmd.shapes import ANY, KEYS, Declarations, ListOf, ShapeError, TableOf, sh
 VERSION_MIN = 1
 VERSION_MAX = 1
 CLIENT_ID_BYTES = 16
+PAGE_UNNUMBERED = -1  # a daemon from before pages had numbers sent it
 SMALL_BYTES_MAX = 4096  # what a frame of this size can unfold to hurts nobody
 MAP_BYTES_MIN = 64
 """
@@ -235,7 +236,9 @@ class Page(NamedTuple):
     ``keys`` is the page's whole keys, joined by ``\n``, or a list of them where one holds
     that byte, or ``None`` when only values were asked for. ``lengths`` are
     the values' lengths as little-endian 32-bit words, from which ``values.split`` cuts
-    the second frame; it is empty when no values were asked for.
+    the second frame; it is empty when no values were asked for. ``number`` counts the scan's
+    pages from 0, so that one that is lost leaves a gap, and no hole. An empty page that is not
+    the last tells who asks in vain the number of the next: it is none of them itself.
     """
 
     tag: int
@@ -245,6 +248,7 @@ class Page(NamedTuple):
     keys: bytes | list[bytes] | None
     lengths: bytes
     token: int
+    number: int = PAGE_UNNUMBERED
 
 
 class Credit(NamedTuple):
@@ -298,7 +302,7 @@ _FIELDS: Declarations = {
     Answers: (ListOf(Answer),),
     Answer: (int, int, ANY),
     ScanRequest: (int, int, int, bytes),
-    Page: (int, bool, int, int, KEYS, bytes, int),
+    Page: (int, bool, int, int, KEYS, bytes, int, int),
     Credit: (int, int),
     Cancel: (int,),
     Error: (str, str),

@@ -39,9 +39,13 @@ class ShapeError(ValueError):
 
 
 def shaped(declarations: Declarations, shape: type[Any], fields: Any) -> Any:  # noqa: ANN401 - untrusted
-    """Check ``fields`` against the declared ``shape`` and build it, ignoring what a later version added behind."""
+    """
+    Check ``fields`` against the declared ``shape`` and build it.
+
+    What a later version added behind is ignored; what has a default was itself added later, and may be missing.
+    """
     declared = declarations[shape]
-    if type(fields) is not tuple or len(fields) < len(declared):
+    if type(fields) is not tuple or len(fields) < len(declared) - len(shape._field_defaults):
         found = len(fields) if type(fields) is tuple else type(fields).__name__
         raise ShapeError(f"{_named(shape)} has {len(declared)} fields ({', '.join(shape._fields)}), not {found}")
     checked: list[Any] = []
@@ -56,7 +60,7 @@ def shaped(declarations: Declarations, shape: type[Any], fields: Any) -> Any:  #
             checked.append([shaped(declarations, wanted.item, item) for item in value])
         else:
             checked.append(_checked(wanted, value, _named(shape, len(checked))))
-    return shape._make(checked)
+    return shape(*checked)
 
 
 def _checked(wanted: Any, value: Any, name: str) -> Any:  # noqa: ANN401 - untrusted

@@ -269,7 +269,7 @@ def test_a_message_for_somebody_else_is_refused(daemon: DaemonProcess) -> None:
         Replies(ME, [Reply(1, 1, 0, True, None, 1)]),  # noqa: FBT003 - the wire's own order
         Settled(1, 0, None),
         Answers([Answer(1, 0, None)]),
-        Page(1, True, 0, 0, None, b"", 0),  # noqa: FBT003 - likewise
+        Page(1, True, 0, 0, None, b"", 0, 0),  # noqa: FBT003 - likewise
         Error("code", "text"),
     ]
     queries: list[protocol.Message] = [Queries([]), ScanRequest(1, 1, 1, b""), Credit(1, 1), Cancel(1)]

@@ -189,6 +189,21 @@ def test_credit_for_a_scan_that_is_over_is_nothing() -> None:
     assert not pages.ready
 
 
+def test_pages_are_numbered_and_whoever_waits_is_told_the_next_number() -> None:
+    """A page that is lost leaves a gap in the numbers; an empty page tells of it where no other would follow."""
+    pages = Paging(SMALL)
+    opened(pages, appointments(3, b"x" * 5000), credit=2)
+    assert pages.awaited("t", 1) == Page(1, False, 0, 0, b"", b"", 0, 0)  # noqa: FBT003 - a wire's field
+    assert [page(pages.step()).number for _ in range(2)] == [0, 1]
+    assert pages.awaited("t", 1) == Page(1, False, 0, 0, b"", b"", 0, 2)  # noqa: FBT003
+    assert pages.step() is None
+    assert pages.awaited("t", 2) is None
+    opened(pages, {}, Scan((segment(ENTRIES),), keys=False), tag=3)
+    assert pages.awaited("t", 3) == Page(3, False, 0, 0, None, b"", 0, 0)  # noqa: FBT003
+    opened(pages, {}, Count(), tag=4)
+    assert pages.awaited("t", 4) is None
+
+
 def test_scans_take_turns() -> None:
     """A page each: a scan of everything does not hold up a short one."""
     pages = Paging(SMALL)

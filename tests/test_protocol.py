@@ -78,10 +78,10 @@ def exchange() -> Iterator[tuple[str, Message]]:
     yield ">", Queries([Query(2, 1_240_000, protocol.pack_body("count_records", ()))])
     yield "<", Answers([Answer(2, Outcome.DONE, {"appointments": 1, "other": 0})])
     yield ">", ScanRequest(3, 1_240_000, 2, protocol.pack_body("load_watcher_appointments", ()))
-    yield "<", Page(3, False, 0, 1, b"taa0", b"", 99)  # noqa: FBT003
-    yield "<", Page(3, False, 1, 2, [b"wa\n1", b"wa2"], b"\x02\0\0\0\x02\0\0\0", 99)  # noqa: FBT003
+    yield "<", Page(3, False, 0, 1, b"taa0", b"", 99, 0)  # noqa: FBT003
+    yield "<", Page(3, False, 1, 2, [b"wa\n1", b"wa2"], b"\x02\0\0\0\x02\0\0\0", 99, 1)  # noqa: FBT003
     yield ">", Credit(3, 1)
-    yield "<", Page(3, True, 1, 1, None, b"\x02\0\0\0", 99)  # noqa: FBT003
+    yield "<", Page(3, True, 1, 1, None, b"\x02\0\0\0", 99, 2)  # noqa: FBT003
     yield ">", Cancel(3)
     yield ">", Goodbye(CLIENT)
     yield "<", Error(str(Code.HELLO), "say hello to this run of the daemon first")
@@ -144,6 +144,15 @@ def test_fields_added_behind_by_a_later_version_are_ignored(line: Line) -> None:
     if kind in items:
         fields[items[kind]] = [(*item, "new", {"more": [1, None]}) for item in fields[items[kind]]]
     assert protocol.decode(msgpack.packb((kind, *fields, -1, {"new": 2.5}, [True]))) == line.message
+
+
+@pytest.mark.parametrize("line", [line for line in transcript() if isinstance(line.message, Page)], ids=repr)
+def test_a_page_from_before_pages_had_numbers_is_read(line: Line) -> None:
+    """A daemon of version 1 that does not number its pages serves a client that does."""
+    *fields, number = msgpack.unpackb(line.frame, use_list=False)
+    assert isinstance(line.message, Page)
+    assert number == line.message.number
+    assert protocol.decode(msgpack.packb(fields)) == line.message._replace(number=protocol.PAGE_UNNUMBERED)
 
 
 @pytest.mark.parametrize(

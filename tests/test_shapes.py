@@ -71,6 +71,24 @@ def test_too_few_fields_are_refused_with_the_names_of_all() -> None:
         shaped(DECLARED, Tree, (True,))
 
 
+class Grown(NamedTuple):
+    """A shape that a later version added a field to."""
+
+    old: int
+    new: int = -1
+
+
+def test_a_field_that_was_added_later_may_be_missing_and_then_has_its_default() -> None:
+    """What an older side sends is read: the field it does not know has its default; one it always had is missed."""
+    declared: Declarations = {Grown: (int, int)}
+    assert shaped(declared, Grown, (1,)) == Grown(1, -1)
+    assert shaped(declared, Grown, (1, 2)) == Grown(1, 2)
+    with pytest.raises(ShapeError, match="grown has 2 fields"):
+        shaped(declared, Grown, ())
+    with pytest.raises(ShapeError, match=r"grown\.new is -1, not 0 to"):
+        shaped(declared, Grown, (1, -1))
+
+
 def test_a_list_has_its_limit() -> None:
     """A list of ``ITEMS_MAX`` items is taken, one of one more is refused whatever the items are."""
     assert len(shaped(DECLARED, Tree, (*WHOLE[:2], ((1,),) * ITEMS_MAX, {}, None)).leaves) == ITEMS_MAX

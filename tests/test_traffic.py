@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dbmd import protocol
 from dbmd.limits import Limits
-from dbmd.protocol import Page, ScanRequest, Welcome
-from dbmd_client.traffic import Asked
+from dbmd.protocol import PAGE_UNNUMBERED, Answer, Cancel, Page, ScanRequest, Welcome
+from dbmd_client.traffic import Asked, Pages
 
 WELCOME = Welcome(1, "run", "0", 0, 0, {}, Limits().tell(), "path")
 
@@ -24,7 +24,51 @@ def test_a_scan_asked_again_does_not_take_pages_of_its_first_snapshot() -> None:
     asked.greeted(WELCOME, 0)
     (second,) = requests(asked)
     assert second.tag == pages.tag != first.tag
-    asked.incoming(Page(first.tag, False, 0, 1, b"k", b"", 0), None)  # noqa: FBT003
+    asked.incoming(Page(first.tag, False, 0, 1, b"k", b"", 0, 0), None)  # noqa: FBT003
     assert not pages.come
-    asked.incoming(Page(second.tag, True, 0, 1, b"k", b"", 0), None)  # noqa: FBT003
+    asked.incoming(Page(second.tag, True, 0, 1, b"k", b"", 0, 0), None)  # noqa: FBT003
     assert len(pages.come) == 1
+
+
+def page(pages: Pages, number: int, *, count: int = 1) -> Page:
+    """Return a page of a scan."""
+    return Page(pages.tag, False, 0, count, b"\n".join([b"k"] * count), b"", 0, number)  # noqa: FBT003
+
+
+def scanned() -> tuple[Asked, Pages]:
+    """Return a reader's traffic with one scan under way."""
+    asked = Asked()
+    pages = asked.scan(b"body", 1_000, 2)
+    assert len(requests(asked)) == 1
+    return asked, pages
+
+
+def test_a_page_lost_in_silence_ends_the_scan_as_lost() -> None:
+    """Behind a gap in the pages' numbers nothing is read: the scan's snapshot is lost, and the daemon hears of it."""
+    asked, pages = scanned()
+    for number in (0, 1, 3):
+        asked.incoming(page(pages, number), None)
+    messages = [message for message, _ in pages.come]
+    assert [type(message) for message in messages] == [Page, Page, Answer]
+    assert messages[-1].payload == ("snapshot", "a page was lost on its way")
+    assert [protocol.decode(frame) for frame in asked.outgoing(0)] == [Cancel(pages.tag)]
+    asked.incoming(page(pages, 4), None)
+    assert len(pages.come) == 3
+
+
+def test_the_number_of_the_next_page_tells_whether_one_was_lost() -> None:
+    """An empty page that is not the last is no page: it says which is the next, and so whether one was lost."""
+    asked, pages = scanned()
+    asked.incoming(page(pages, 0), None)
+    asked.incoming(page(pages, 1, count=0), None)
+    assert len(pages.come) == 1
+    asked.incoming(page(pages, 2, count=0), None)
+    assert isinstance(pages.come[-1][0], Answer)
+
+
+def test_pages_of_a_daemon_that_does_not_number_them_are_taken_as_they_come() -> None:
+    """A daemon of version 1 from before pages had numbers is served as it was."""
+    asked, pages = scanned()
+    for _ in range(2):
+        asked.incoming(page(pages, PAGE_UNNUMBERED), None)
+    assert [message.number for message, _ in pages.come] == [PAGE_UNNUMBERED] * 2

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from dbmd import protocol
 from dbmd.limits import Limits
 from dbmd.protocol import (
+    PAGE_UNNUMBERED,
     Answers,
     Cancel,
     Code,
@@ -191,9 +192,19 @@ class Asked:
                         raise ProtocolError(Code.MALFORMED, "a scan is done by its last page, not by an answer")
                     self.scans.pop(answer.tag).add(answer, None)
         elif isinstance(message, Page) and message.tag in self.scans:
-            self.scans[message.tag].add(message, body)
-            if message.last:
-                del self.scans[message.tag]
+            self._page(self.scans[message.tag], message, body)
+
+    def _page(self, pages: Pages, page: Page, body: Any) -> None:  # noqa: ANN401 - a page's second frame
+        """Take a page in its turn; one that comes too early says that another was lost, and with it the scan."""
+        if page.number not in (pages.expected, PAGE_UNNUMBERED):
+            lost = protocol.Answer(page.tag, Outcome.FAILED, (str(Code.SNAPSHOT), "a page was lost on its way"))
+            pages.add(lost, None)
+            self.abandoned.append(pages)
+        elif page.count or page.last or page.number == PAGE_UNNUMBERED:
+            pages.expected += 1
+            pages.add(page, body)
+            if page.last:
+                del self.scans[page.tag]
 
     def greeted(self, welcome: Welcome, now: int) -> None:
         """Ask again what the old connection carried; its scans are lost."""
@@ -235,6 +246,7 @@ class Pages:
     def __init__(self, request: ScanRequest) -> None:
         self.request = request
         self.begun = False
+        self.expected = 0
         self.waiter = Waiter()
         self.come: deque[tuple[Any, Any]] = deque()
 

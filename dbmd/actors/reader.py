@@ -113,6 +113,8 @@ class Reader(Actor):
                 self.counts["credit_for_nothing"] += 1
                 if not message.pages:  # it waits for a page in vain; credit that is late is asked nothing
                     self.send(route, Answers([Answer(message.tag, Outcome.FAILED, (str(Code.SNAPSHOT), NOT_OPEN))]))
+            elif not message.pages and (awaited := self._paging.awaited(route, message.tag)) is not None:
+                self.send(route, awaited)
         elif isinstance(message, Cancel):
             self._paging.cancel(route, message.tag)
             self._asked.pop((route, message.tag), None)

@@ -126,7 +126,9 @@ class Frames:
             lambda: Replies(some(CLIENTS), [Reply(tag, some((1, 2)), outcome, roll.random() < 0.5, told, 7)]),
             lambda: Settled(tag, outcome, told),
             lambda: Answers([Answer(tag, outcome, told)]),
-            lambda: Page(tag, roll.random() < 0.3, 0, count, b"\n".join([b"wa"] * count), b"\2\0\0\0" * count, 99),
+            lambda: Page(
+                tag, roll.random() < 0.3, 0, count, b"\n".join([b"wa"] * count), b"\2\0\0\0" * count, 99, count
+            ),
             lambda: Error(some(tuple(protocol.Code)).value, "so it is"),
         )
         return some(makers)()

@@ -96,7 +96,7 @@ class Impostor:
         if isinstance(message, Queries):
             return Answers([Answer(each.tag, Outcome.DONE, _found(each.body)) for each in message.queries])
         if isinstance(message, ScanRequest):
-            return Page(message.tag, True, 0, 1, b"wa", b"\2\0\0\0", 99)  # noqa: FBT003 - a wire's field
+            return Page(message.tag, True, 0, 1, b"wa", b"\2\0\0\0", 99, 0)  # noqa: FBT003 - a wire's field
         return None
 
 

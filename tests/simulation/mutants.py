@@ -165,6 +165,20 @@ MUTANTS = (
         "                return keys[:-1], found[:-1], True\n",
     ),
     Mutant(
+        "lost page not missed",
+        "a page lost in silence ends its scan as lost, and never as a hole",
+        TRAFFIC,
+        "        if page.number not in (pages.expected, PAGE_UNNUMBERED):\n",
+        "        if False:\n",
+    ),
+    Mutant(
+        "pages numbered alike",
+        "a page lost in silence ends its scan as lost, and never as a hole",
+        PAGING,
+        "                opened.sent += 1\n",
+        "                opened.sent += 0\n",
+    ),
+    Mutant(
         "read-modify-write blind to admitted commands",
         "two appends to one list in one group both count",
         COMMIT,

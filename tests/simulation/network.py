@@ -269,8 +269,7 @@ class Network:
         if self.deaf or connection.stale:
             return
         if self.loss and rng.random() < self.loss:
-            # A scan's page is lost aloud: its connection's queue is full, and a full queue is told.
-            if connection.role == "scans" or rng.random() < 0.5:
-                raise zmq.Again
+            if rng.random() < 0.5:
+                raise zmq.Again  # lost aloud: its connection's queue is full, and a full queue is told
             return
         connection.to_client.append(frames[1:])
