@@ -1,0 +1,8 @@
+"""
+The speed of dbmd beside what a tower would pick instead (``make bench``).
+
+``systems`` starts what is compared and ``clients`` talks to it, each in its fastest honest way; ``workers`` are the
+processes that do so at once; ``records`` is what they store. ``stores``, ``reads``, ``upkeep`` and ``restart`` are the
+jobs. ``figures`` holds what a job found, ``goals`` what is asked of it; ``report`` and ``plots`` show both, and
+``machine`` says where they were taken.
+"""

@@ -1,0 +1,79 @@
+"""``python -m tests.benchmarks``: runs the jobs that are asked for, and prints what they found."""
+
+from __future__ import annotations
+
+import argparse
+import datetime as dt
+import os
+import signal
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dbmd.places import FOLDER_VARIABLE
+from tests.benchmarks import machine, reads, report, stores
+from tests.benchmarks.rounds import Bench
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from tests.benchmarks.figures import Findings
+
+JOBS: dict[str, Callable[[Bench], Findings]] = {
+    "stores": stores.stores,
+    "embedded": stores.embedded,
+    "threads": stores.threads,
+    "batches": stores.batches,
+    "points": reads.points,
+}
+LONG: frozenset[str] = frozenset()
+DISK = "/var/tmp"  # noqa: S108 - a disk that outlives a boot; /tmp may be memory, where a sync costs nothing
+ROUNDS, SECONDS = 5, 3.0
+QUICK_ROUNDS, QUICK_SECONDS, QUICK_SCALE = 2, 0.5, 0.02
+
+
+def asked_of(words: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
+    usual = [name for name in JOBS if name not in LONG]
+    parser.add_argument("--jobs", default=",".join(usual), help=f"of {', '.join(JOBS)}; default: %(default)s")
+    parser.add_argument("--rounds", type=int, help=f"default: {ROUNDS}")
+    parser.add_argument("--seconds", type=float, help=f"of one round; default: {SECONDS:g}")
+    parser.add_argument("--quick", action="store_true", help="few short rounds over few records: a check, not figures")
+    parser.add_argument("--folder", type=Path, default=Path(DISK), help="on the disk to measure; default: %(default)s")
+    asked = parser.parse_args(words)
+    asked.jobs = asked.jobs.split(",")
+    if unknown := set(asked.jobs) - set(JOBS):
+        parser.error(f"no such job: {', '.join(sorted(unknown))}")
+    asked.rounds = asked.rounds or (QUICK_ROUNDS if asked.quick else ROUNDS)
+    asked.seconds = asked.seconds or (QUICK_SECONDS if asked.quick else SECONDS)
+    if (kind := machine.file_system_of(asked.folder.resolve())) in machine.MEMORY_ONLY:
+        parser.error(f"{asked.folder} is {kind}, where a sync costs nothing: name a folder on a disk by --folder")
+    return asked
+
+
+def run(name: str, asked: argparse.Namespace) -> report.Taken:
+    """Run one job in a folder of its own."""
+    load = machine.load_average()
+    with tempfile.TemporaryDirectory(prefix=f"dbmd-bench-{name}-", dir=asked.folder) as place:
+        runtime = Path(place) / "run"
+        runtime.mkdir(0o700)
+        os.environ[FOLDER_VARIABLE] = str(runtime)
+        bench = Bench(Path(place), asked.rounds, asked.seconds, QUICK_SCALE if asked.quick else 1.0)
+        found = JOBS[name](bench)
+    day = dt.datetime.now(tz=dt.UTC).strftime("%Y-%m-%d")
+    return report.Taken(found, day, machine.described(asked.folder), asked.rounds, asked.seconds, load)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run what the command line asks for; return the exit code."""
+    asked = asked_of(words)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that everything started is ended
+    taken = {name: run(name, asked) for name in asked.jobs}
+    sys.stdout.write(report.rendered(taken))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,110 @@
+"""Shows that the benchmark counts, compares and tells rightly; its figures are `make bench`'s."""
+
+from __future__ import annotations
+
+import os
+import time
+from functools import partial
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.benchmarks import __main__, clients, figures, goals, records, report, stores, systems, workers
+from tests.benchmarks.rounds import Bench, Work, interleave
+from tests.daemon_process import private_runtime
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+TOLD = [workers.Told([0.001, 0.003], 500.0, 0.002), workers.Told([0.002, 0.002], 500.0, 0.004)]
+
+
+def test_a_round_sums_up_what_its_clients_tell() -> None:
+    """A round adds the rates, orders the latencies of all, and divides the CPU time by the operations."""
+    round_ = figures.round_of(TOLD, server_cpu_s=0.008)
+    assert round_ == pytest.approx((1000.0, 2.0, 3.0, 1500.0, 2000.0))
+    assert figures.round_of(TOLD, server_cpu_s=0.008, per_call=100) == pytest.approx((100_000.0, 2.0, 3.0, 15.0, 20.0))
+
+
+def test_a_percentile_is_one_of_the_numbers() -> None:
+    """The p-th percentile is the smallest number that p per cent do not exceed."""
+    hundred = list(range(1, 101))
+    assert [figures.percentile(hundred, percent) for percent in (1, 50, 99, 100)] == [1, 50, 99, 100]
+    assert figures.percentile([7.0], 99) == 7.0
+
+
+def test_ratios_are_taken_round_by_round() -> None:
+    """A ratio compares what was measured in the same round, and a spread is median, lowest and highest."""
+    ours, theirs = ([figures.Round(rate, 1, 1, 1, 1) for rate in rates] for rates in ((10, 30, 20), (20, 20, 5)))
+    found = figures.ratios(ours, theirs, lambda one: one.rate)
+    assert found == [0.5, 1.5, 4.0]
+    assert figures.spread(found) == (1.5, 0.5, 4.0)
+
+
+def test_a_verdict_knows_which_way_is_better() -> None:
+    """A rate must be at least, a time at most what is asked."""
+    more = goals.Goal("a", "", "", "", 1.0, 2.0, at_least=True)
+    assert [more.verdict(number) for number in (0.9, 1.0, 2.0)] == ["**missed**", "must", "goal"]
+    less = goals.Goal("b", "", "", "", 1.0, 0.5, at_least=False)
+    assert [less.verdict(number) for number in (1.1, 1.0, 0.5)] == ["**missed**", "must", "goal"]
+
+
+def test_no_two_goals_share_a_key() -> None:
+    """Every goal is found under a key of its own, and no goal asks less than its must."""
+    assert len({goal.key for goal in goals.GOALS}) == len(goals.GOALS)
+    assert all(goal.reached(goal.goal, goal.must) for goal in goals.GOALS)
+
+
+def test_the_report_shows_each_number_beside_its_goal() -> None:
+    """A job's ratio stands in the table with its must, its goal and the verdict, and its rounds below."""
+    rounds = [figures.Round(1234.0, 0.5, 2.0, 40.0, 80.0)] * 3
+    found = figures.Findings([figures.Series(goals.STORE, "dbmd", "8", rounds)], {"stores/redis/8": [1.0, 1.2, 1.6]})
+    again = figures.Findings.of(found.plain())
+    assert again == found
+    text = report.rendered({"stores": report.Taken(again, "2026-01-01", "a machine", 3, 1.0, 0.25)})
+    assert f"| {goals.STORE} | 8 | Redis always | **1.2** | 1 - 1.6 | ≥ 1.1 | ≥ 1.5 | must |" in text
+    assert f"| {goals.STORE} | 8 | dbmd | 1,234 (1,234 - 1,234) | 0.5 | 2 | 40 | 80 |" in text
+    assert "Machine: a machine." in text
+
+
+def test_the_command_line_names_jobs(tmp_path: Path) -> None:
+    """An unknown job ends the run before anything is started, and a quick run is short."""
+    asked = __main__.asked_of(["--quick", "--jobs", "stores,points", "--folder", "/"])
+    assert (asked.jobs, asked.rounds) == (["stores", "points"], __main__.QUICK_ROUNDS)
+    with pytest.raises(SystemExit):
+        __main__.asked_of(["--jobs", "nothing", "--folder", str(tmp_path)])
+
+
+def test_records_are_of_the_sizes_of_real_ones() -> None:
+    """Appointments take 0.65 to 1.2 kB of JSON, evenly, and keys are 40 hex digits."""
+    sizes = sorted(len(value) for _, value in records.encoded(1_000))
+    assert 640 <= sizes[0] <= 700
+    assert 1_150 <= sizes[-1] <= 1_200
+    assert {len(records.uuid_of(1)), len(records.new_uuid())} == {40}
+
+
+def test_cpu_time_of_a_process_is_that_of_all_its_threads() -> None:
+    """The clock of a process's CPU is read by its pid."""
+    before, mine = workers.cpu_s_of(os.getpid()), time.process_time()
+    after = workers.cpu_s_of(os.getpid())
+    assert before <= mine <= after
+
+
+def test_clients_are_released_together_and_counted(tmp_path: Path) -> None:
+    """A round of two processes against a real daemon stores what it counts, and tells the daemon's CPU time."""
+    with private_runtime(), systems.dbmd(tmp_path / "database") as served:
+        bench = Bench(tmp_path, rounds=1, seconds=0.2)
+        (series,) = interleave(bench, Work(goals.STORE, stores.storing), [served], [2])
+        round_ = series.rounds[0]
+        client = served.open()
+        stored = client.scan()
+        client.close()
+    counted = round_.rate * bench.seconds + 2 * workers.WARMING_CALLS
+    assert counted * 0.5 < stored < counted * 2
+    assert min(round_) > 0
+
+
+def test_a_client_that_fails_fails_the_job() -> None:
+    """What a client process raises is raised here, with its traceback."""
+    with workers.Workers(1) as crew, pytest.raises(workers.ClientError, match="unable to open database file"):
+        crew.round([workers.Task(partial(clients.Sqlite, "/nowhere/at/all"), stores.storing)], 0.1, None)
