@@ -235,8 +235,8 @@ class Daemon:
         peers = [peer for actor in self._actors for peer in list(actor.peers.values())]
         return {peer.client for peer in peers if not peer.origin.gone()}
 
-    def _facts(self) -> dict[str, Any]:
-        """Tell how the daemon is, as ``dbmd status`` shows it."""
+    def _facts(self, asker: bytes) -> dict[str, Any]:
+        """Tell how the daemon is, as ``dbmd status`` shows it; who asks is not counted among the clients."""
         writer, free = self._writer, self._store.free_bytes()
         troubles = []
         if free < self._config.limits.disk_free_bytes_min:
@@ -250,7 +250,7 @@ class Daemon:
             "run": self._run,
             "software": self._version,
             "since": self._since,
-            "clients": len(self._clients()),
+            "clients": len(self._clients() - {asker}),
             "remembered": writer.remembered,
             "commands": writer.counts["commands"],
             "groups": writer.counts["groups"],
@@ -258,6 +258,7 @@ class Daemon:
             "queries": sum(reader.counts["queries"] for reader in self._readers),
             "scans": sum(reader.scans for reader in self._readers),
             "malformed": sum(actor.counts["malformed"] for actor in self._actors),
+            "clients_refused": sum(actor.counts["clients_refused"] for actor in self._actors),
             "ungreeted": sum(actor.counts["ungreeted"] for actor in self._actors),
             "replies_dropped": sum(actor.counts["replies_dropped"] for actor in self._actors),
             "torn_bytes": self._store.torn_bytes,

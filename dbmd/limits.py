@@ -32,7 +32,7 @@ class Limits:
     group_commands_max: int = _limit(1024, 1, 65_536, "commands that share one sync")
     group_bytes_max: int = _limit(8 * MIB, 64 * KIB, 256 * MIB, "bytes of commands that share one sync")
     client_window: int = _limit(256, 1, 4096, "commands of one client between its floor and its newest")
-    clients_max: int = _limit(1024, 1, 16_384, "connections that said hello, per socket")
+    clients_max: int = _limit(1024, 1, 16_384, "connections that said hello, per socket; the next is refused")
     clients_remembered_max: int = _limit(10_000, 1, 1_000_000, "clients whose completion records are kept")
     scans_max: int = _limit(256, 1, 4096, "open scans, each holding a snapshot")
     page_bytes_max: int = _limit(512 * KIB, 4 * KIB, 16 * MIB, "a page ends at the record that reaches it")

@@ -233,12 +233,11 @@ class Page(NamedTuple):
     r"""
     A part of a scan, in its order.
 
-    ``keys`` is the page's whole keys, joined by ``\n``, or a list of them where one holds
-    that byte, or ``None`` when only values were asked for. ``lengths`` are
-    the values' lengths as little-endian 32-bit words, from which ``values.split`` cuts
-    the second frame; it is empty when no values were asked for. ``number`` counts the scan's
-    pages from 0, so that one that is lost leaves a gap, and no hole. An empty page that is not
-    the last tells who asks in vain the number of the next: it is none of them itself.
+    ``keys`` is the page's whole keys, joined by ``\n``, or a list of them where one holds that byte, or ``None`` when
+    only values were asked for. ``lengths`` are the values' lengths as little-endian 32-bit words, from which
+    ``values.split`` cuts the second frame; it is empty when no values were asked for. ``number`` counts the scan's
+    pages from 0, so that one that is lost leaves a gap, and no hole. An empty page that is not the last tells who asks
+    in vain the number of the next: it is none of them itself.
     """
 
     tag: int

@@ -16,7 +16,7 @@ from dbmd.manners import Result
 from dbmd.paging import Paging, Received
 from dbmd.protocol import Command, Commands, Credit, Outcome, Page, Reply
 from dbmd_client import AppointmentsDBM, errors
-from dbmd_client.channel import _refusal
+from dbmd_client.endings import refusal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -114,7 +114,7 @@ class InProcess:
     def refuse(self, operation: Operation, result: Result) -> Exception:
         """Return the client's own exception."""
         code, text = result.payload
-        return _refusal(f"{operation.name}: {text}", code)
+        return refusal(f"{operation.name}: {text}", code)
 
     def outcome(self, identity: str) -> tuple[str, Any]:
         """Nothing is ever unknown here."""

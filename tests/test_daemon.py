@@ -319,7 +319,7 @@ def test_status_is_five_lines_about_path_address_or_everyone(daemon: DaemonProce
         assert all(part in serving for part in (str(daemon.path), daemon.endpoint, f"pid {daemon.pid}"))
         assert re.fullmatch(r"since +\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \(run \w+\)", since)
         assert records.split() == ["records", "2:", "1", "appointments,", "1", "triggered", "flags"]
-        assert re.search(r"clients +2 connected, 2 commands in [12] groups, \d+ queries, 0 scans open", clients)
+        assert re.search(r"clients +1 connected, 2 commands in [12] groups, \d+ queries, 0 scans open", clients)
         assert health.split() == ["health", "well"]
     daemon.terminate()
     for where, why in ((str(daemon.path), "no daemon serves"), (str(daemon.path / "x"), "not a directory")):

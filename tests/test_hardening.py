@@ -359,7 +359,7 @@ def test_a_count_that_is_asked_again_goes_on(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("dbmd.paging.COUNT_SLICE_KEYS", 4)
     with zmq.Context() as context, context.socket(zmq.ROUTER) as socket:
         nature = Nature(Limits(), Quiet(), None, None, None)  # type: ignore[arg-type]
-        reader = Reader("scans", socket, nature, Source(store, store.snapshot, dict))
+        reader = Reader("scans", socket, nature, Source(store, store.snapshot, lambda _asker: {}))
         monkeypatch.setattr(reader, "send", sent)
         peer = Peer(b"c" * 16, "client", "process", Origin("here"))
         query = Query(1, 1 << 60, protocol.pack_body("count_records", ()))
@@ -375,7 +375,7 @@ def test_answers_leave_in_frames_of_about_a_page(monkeypatch: pytest.MonkeyPatch
     store, sent = MemoryStore({b"large": b"x" * 100_000}), Sent()
     with zmq.Context() as context, context.socket(zmq.ROUTER) as socket:
         nature = Nature(Limits(page_bytes_max=150_000), Quiet(), None, None, None)  # type: ignore[arg-type]
-        reader = Reader("points", socket, nature, Source(store, store.snapshot, dict))
+        reader = Reader("points", socket, nature, Source(store, store.snapshot, lambda _asker: {}))
         monkeypatch.setattr(reader, "send", sent)
         peer = Peer(b"c" * 16, "client", "process", Origin("here"))
         body = protocol.pack_body("raw_get", (b"large",))

@@ -27,6 +27,7 @@ from dbmd.protocol import Code, Credit, Error, Goodbye, Outcome, Page, ProtocolE
 from dbmd.session import Call
 from dbmd.verbs import GetOne
 from dbmd_client import errors
+from dbmd_client.endings import Patience, failure, refusal, told
 from dbmd_client.link import PROBE_MS, Link, Waiter, now_ms
 from dbmd_client.opening import sibling
 from dbmd_client.traffic import FRAME_OVERHEAD_BYTES, Asked, Commands, Pages
@@ -69,7 +70,8 @@ class Channel:
         while self._writer.welcome is None:
             if self._writer.wait(hello, min(deadline_ms, now_ms() + 20)):
                 break
-            if self._writer.refusal is not None or now_ms() >= deadline_ms:
+            refused = self._writer.refusal
+            if now_ms() >= deadline_ms or (refused is not None and refused.code != Code.BUSY):
                 self._unreachable()
             self._look_after(self._writer, deadline_ms)
         welcome = self._writer.welcome
@@ -88,10 +90,10 @@ class Channel:
         }
 
     def _unreachable(self) -> NoReturn:
-        refusal = self._writer.refusal
+        refused = self._writer.refusal
         self._writer.close()
-        if refusal is not None:
-            raise errors.OpenError(refusal.code, f"{self._opening.endpoint} refused this client: {refusal.text}")
+        if refused is not None:
+            raise errors.OpenError(refused.code, f"{self._opening.endpoint} refused this client: {refused.text}")
         message = f"no daemon answered at {self._opening.endpoint} within {self.timeout_s:g} s"
         raise errors.OpenError("unreachable", message)
 
@@ -131,7 +133,13 @@ class Channel:
         body = self._body(operation, arguments)
         if operation.writes:
             return self._command(operation, body, deadline_ms)
-        return self._query(operation, body, deadline_ms)
+        patience = Patience(now_ms, deadline_ms)
+        while True:
+            try:
+                return self._query(operation, body, deadline_ms)
+            except errors.BusyError:
+                if not patience.wait():
+                    raise
 
     def _body(self, operation: Operation, arguments: tuple[object, ...]) -> bytes:
         """Pack a request; what would be over a limit is refused here, by the check the daemon makes."""
@@ -140,25 +148,28 @@ class Channel:
             try:
                 operation.verb.effect(arguments, self.limits)
             except Refused as error:
-                raise _refusal(f"{operation.name}: {error.text}", error.code) from None
+                raise refusal(f"{operation.name}: {error.text}", error.code) from None
             room = self.limits.message_bytes_max - FRAME_OVERHEAD_BYTES
             if len(body) > room:
                 text = f"message_bytes_max leaves {room} bytes for a request, this one has {len(body)}"
-                raise _refusal(f"{operation.name}: {text}", Code.LIMIT)
+                raise refusal(f"{operation.name}: {text}", Code.LIMIT)
         return body
 
     def refuse(self, operation: Operation, result: Result) -> Exception:
         """Return the exception for a refusal that the caller must see."""
         code, text = result.payload
-        return _refusal(f"{operation.name} at {self.endpoint}: {text}", code)
+        return refusal(f"{operation.name} at {self.endpoint}: {text}", code)
 
     def _command(self, operation: Operation, body: bytes, deadline_ms: int) -> Result:
         commands, link = self._commands, self._writer
         waiter = Waiter()
         with link.lock:
-            if commands.session.renew(now_ms()):
+            renewed = commands.session.renew(now_ms())
+            if renewed:
                 link.greet_again(commands.session.client)
             commands.queue.append((body, deadline_ms, waiter))
+        for reader in (self._links["points"], self._links["scans"]) if renewed else ():
+            reader.go_on_as(commands.session.client)
         try:
             self._await(link, waiter, deadline_ms)
         finally:
@@ -168,9 +179,9 @@ class Channel:
         where = f"{operation.name} at {self.endpoint}"
         if isinstance(waiter.value, Call):
             return self._ended(where, waiter.value)
-        why = waiter.value.text if waiter.done else f"no final answer within {self.timeout_s:g} s"
+        why, code = (waiter.value.text, Code.DEADLINE) if waiter.done else self._late(link, "no final answer")
         if call is None:
-            raise errors.DeadlineError(f"{where}: {why}; it was never sent, so it did not happen", Code.DEADLINE)
+            raise failure(f"{where}: {why}; it was never sent, so it did not happen", code)
         message = f"{where}: {why}; it may have happened: outcome({call.identity!r}) settles it"
         raise errors.UnknownOutcomeError(message, call.identity)
 
@@ -183,7 +194,7 @@ class Channel:
         if reply.outcome == Outcome.EXPIRED and call.attempt > 1:
             message = f"{where}: {text}; it may have happened, and nobody knows any more"
             raise errors.UnknownOutcomeError(message, call.identity)
-        raise _failure(f"{where}: {text}; it did not happen", code)
+        raise failure(f"{where}: {text}; it did not happen", code)
 
     def _query(self, operation: Operation, body: bytes, deadline_ms: int) -> Result:
         role = operation.verb.role
@@ -199,23 +210,28 @@ class Channel:
         where = f"{operation.name} at {self.endpoint}"
         if not waiter.done or isinstance(waiter.value, Error):
             if waiter.done and waiter.value.code == Code.MALFORMED:
-                raise _failure(f"{where}: {waiter.value.text}; nothing was changed", Code.MALFORMED)
-            why = waiter.value.text if waiter.done else f"no answer within {self.timeout_s:g} s"
-            raise errors.DeadlineError(f"{where}: {why}; nothing was changed", Code.DEADLINE)
+                raise failure(f"{where}: {waiter.value.text}; nothing was changed", Code.MALFORMED)
+            why, why_code = (waiter.value.text, Code.DEADLINE) if waiter.done else self._late(link, "no answer")
+            raise failure(f"{where}: {why}; nothing was changed", why_code)
         identity = f"{shown(self._commands.session.client)}-{role[0]}{tag}"
         answer = waiter.value
         wanted = (bytes, type(None)) if isinstance(operation.verb, GetOne) else dict
         if answer.outcome == Outcome.DONE and not isinstance(answer.payload, wanted):
             found = type(answer.payload).__name__
-            raise _failure(f"{where}: the daemon answered with {found}; nothing was changed", Code.MALFORMED)
+            raise failure(f"{where}: the daemon answered with {found}; nothing was changed", Code.MALFORMED)
         if answer.outcome in (Outcome.DONE, Outcome.REFUSED):
             return Result(Outcome(answer.outcome), answer.payload, identity)
         code, text = answer.payload
-        raise _failure(f"{where}: {text}", code)
+        raise failure(f"{where}: {text}", code)
 
     def pages(self, operation: Operation, arguments: tuple[object, ...], *, again: bool) -> Iterator[Received | None]:
-        """Carry a scan; with ``again`` a lost snapshot starts it anew within the deadline, which a ``None`` says."""
+        """
+        Carry a scan; with ``again`` a lost snapshot starts it anew within the deadline, which a ``None`` says.
+
+        One that finds no room among the open scans, of which nothing has come then, asks again within the deadline.
+        """
         deadline_ms = self._deadline_ms()
+        patience = Patience(now_ms, deadline_ms)
         while True:
             try:
                 yield from self._scan(operation, arguments, deadline_ms if again else None)
@@ -223,6 +239,9 @@ class Channel:
                 if not again or now_ms() >= deadline_ms:
                     raise
                 yield None
+            except errors.BusyError:
+                if not patience.wait():
+                    raise
             else:
                 return
 
@@ -242,7 +261,7 @@ class Channel:
                     taken = received(page, body, effect)
                 except ProtocolError as error:
                     text = f"{where}: the daemon sent a page that cannot be taken: {error}"
-                    raise _failure(text, error.code) from None
+                    raise failure(text, error.code) from None
                 yield taken
                 if page.last:
                     return
@@ -256,11 +275,12 @@ class Channel:
     def _next_page(self, where: str, link: Link, pages: Pages, deadline_ms: int) -> tuple[Page, Any]:
         """Wait for a page, and give credit for the next."""
         if not pages.come and not self._await(link, pages.waiter, deadline_ms) and not pages.come:
-            raise errors.DeadlineError(f"{where}: no page within {self.timeout_s:g} s", Code.DEADLINE)
+            why, code = self._late(link, "no page")
+            raise failure(f"{where}: {why}; nothing was changed", code)
         with link.lock:
             if not pages.come:
                 ended = pages.waiter.value  # closed or refused: it would be again
-                raise _failure(f"{where}: {ended.text}; nothing was changed", ended.code)
+                raise failure(f"{where}: {ended.text}; nothing was changed", ended.code)
             message, body = pages.come.popleft()
             if not pages.come:
                 pages.waiter = Waiter()
@@ -268,7 +288,14 @@ class Channel:
                 if not message.last:
                     link.post(protocol.encode(Credit(pages.tag, 1)))
                 return message, body
-        raise _failure(f"{where}: {message.payload[1]}", message.payload[0])
+        raise failure(f"{where}: {message.payload[1]}", message.payload[0])
+
+    def _late(self, link: Link, missed: str) -> tuple[str, Code]:
+        """Say why a deadline passed: the daemon had no room for this connection all the while, or it was silent."""
+        refused = link.refusal
+        if refused is not None and refused.code == Code.BUSY and not link.greeting:
+            return refused.text, Code.BUSY
+        return f"{missed} within {self.timeout_s:g} s", Code.DEADLINE
 
     def _deadline_ms(self) -> int:
         return now_ms() + int(self.timeout_s * 1000)
@@ -289,7 +316,7 @@ class Channel:
             if settle.client == commands.session.client:
                 late = commands.session.settle(settle.number)
                 if late is not None:
-                    return _told(late.outcome, late.payload)
+                    return told(late.outcome, late.payload)
             commands.ask(settle, waiter)
         try:
             self._await(link, waiter, deadline_ms)
@@ -299,7 +326,7 @@ class Channel:
                 if isinstance(waiter.value, Settled) and settle.client == commands.session.client:
                     commands.session.settled(settle.number)
         if isinstance(waiter.value, Settled):
-            return _told(waiter.value.outcome, waiter.value.payload)
+            return told(waiter.value.outcome, waiter.value.payload)
         message = f"outcome at {self.endpoint}: no answer within {self.timeout_s:g} s; ask again"
         raise errors.UnknownOutcomeError(message, identity)
 
@@ -371,30 +398,3 @@ class _Forked:
 _forked = _Forked()
 os.register_at_fork(after_in_child=_forked)
 _PARENTS: list[Any] = []  # what a forked child must neither use nor close
-
-
-def _told(outcome: int, payload: Any) -> tuple[str, Any]:  # noqa: ANN401
-    words = {
-        Outcome.DONE: "applied",
-        Outcome.REFUSED: "refused",
-        Outcome.FAILED: "not applied",
-        Outcome.EXPIRED: "expired",
-    }
-    return words[Outcome(outcome)], payload if outcome == Outcome.DONE else payload[1]
-
-
-def _refusal(message: str, code: str) -> errors.RefusedError:
-    kinds: dict[str, type[errors.RefusedError]] = {Code.LIMIT: errors.LimitError, Code.CORRUPT: errors.StoredValueError}
-    return kinds.get(code, errors.RefusedError)(message, code)  # a newer daemon has codes that this side does not know
-
-
-def _failure(message: str, code: str) -> errors.DbmdError:
-    if code == Code.SNAPSHOT:
-        return errors.SnapshotLostError(message)
-    kinds: dict[str, type[errors.FailedError]] = {
-        Code.BUSY: errors.BusyError,
-        Code.WINDOW: errors.BusyError,
-        Code.DISK: errors.DiskFullError,
-        Code.DEADLINE: errors.DeadlineError,
-    }
-    return kinds.get(code, errors.FailedError)(message, code)

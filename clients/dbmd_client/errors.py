@@ -69,7 +69,11 @@ class FailedError(DbmdError):
 
 
 class BusyError(FailedError):
-    """Too much at once; the message names the limit."""
+    """
+    Too much at once, up to the deadline; the message names the limit.
+
+    A call that finds the window, the open scans or the daemon's connections full goes on asking until its deadline.
+    """
 
 
 class DiskFullError(FailedError):

@@ -150,9 +150,11 @@ class Link:
         """Greet, or ask whether anybody is there."""
         if self._socket is None:
             return
-        hello = Hello(protocol.VERSION_MIN, protocol.VERSION_MAX, self.client, self._process)
         self._probed_ms = now_ms()
-        self._send(self._socket, protocol.encode(hello))
+        self._send(self._socket, self._greeting())
+
+    def _greeting(self) -> bytes:
+        return protocol.encode(Hello(protocol.VERSION_MIN, protocol.VERSION_MAX, self.client, self._process))
 
     def greet_again(self, client: bytes) -> None:
         """Say hello under another client id; nothing is sent until it is answered."""
@@ -243,10 +245,18 @@ class Link:
                 self._hello()
             return
         self.refusal = error
+        if error.code == Code.BUSY:
+            return  # no room for this connection now: it says hello again, until the deadline of whoever waits
         for waiter in list(self._waiters):
             waiter.finish(error)
 
     # --- Any thread ---
+
+    def go_on_as(self, client: bytes) -> None:
+        """Take another client id, by which the daemon counts connections; what is under way goes on."""
+        with self.lock:
+            self.client = client
+            self.post(self._greeting())
 
     def ask_hello(self) -> None:
         """Ask whether anybody is there, and who."""

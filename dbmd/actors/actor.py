@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import zmq
 
 from dbmd import protocol
+from dbmd.actors.refusals import Refusals
 from dbmd.identities import shown
 from dbmd.protocol import Code, Error, Hello, ProtocolError, Welcome
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 IDLE_MS = 1_000  # an idle actor wakes this often to look after leases
 SWEEP_MS = 10_000  # how often connections of processes that are gone are looked for: ROUTER tells of none
+SWEEP_AGAIN_MS = 1_000  # where there is no room for another connection, it is looked for them this often at most
+UNTAKEN = {Code.HELLO: "ungreeted", Code.BUSY: "clients_refused"}  # what is not malformed, and yet not taken
 DRAIN_MESSAGES_MAX = 256  # messages taken in before the rest of the turn is done
 
 
@@ -55,6 +58,10 @@ class Origin(NamedTuple):
         if len(parts) == 4 and all(part.isdigit() for part in parts[1:]):  # noqa: PLR2004 - name, uid, gid, pid
             return cls(address, int(parts[1]), int(parts[3]) or None)
         return cls(address)
+
+    def __str__(self) -> str:
+        """Name it in the log."""
+        return f"pid {self.pid}, uid {self.uid}" if self.pid is not None else self.address
 
     def gone(self) -> bool:
         """Say whether the process is known to have ended; one of another pid namespace has no number here."""
@@ -108,6 +115,8 @@ class Actor:
         self.counts: Counter[str] = Counter()
         self.peers: OrderedDict[bytes, Peer] = OrderedDict()
         self.turned_ms = self._swept_ms = clock_ms()
+        self._heard_ms: dict[bytes, int] = {}
+        self._refusals = Refusals()
         self._refused_bytes: Counter[Origin] = Counter()
         self._socket = socket
         self._logger = nature.log.logger(self.name)
@@ -151,10 +160,41 @@ class Actor:
 
     def _sweep(self) -> None:
         """Forget the connections of processes that have ended, and with them their snapshots."""
-        self._swept_ms = self.turned_ms
+        self._swept_ms = clock_ms()
         for route in [route for route, peer in self.peers.items() if peer.origin.gone()]:
             self.counts["peers_gone"] += 1
             self.forget(route)
+        for told in self._refusals.due(self._swept_ms):
+            self._logger.warning(
+                "messages refused", code=told.code, reason=told.text, count=told.times, peer=str(told.peer)
+            )
+
+    def _make_room(self, client: bytes, origin: Origin) -> None:
+        """
+        See that one more connection has room; raises ``ProtocolError`` naming the limit.
+
+        First go those whose process has ended, and those that their own client has left for a newer one. Where the
+        kernel names no process (tcp), nothing tells that a peer is gone: there the one that was silent longest goes,
+        if it was silent for a scan's lease. If it lives after all it says hello again, and has lost nothing.
+        """
+        most = self.nature.limits.clients_max
+        if len(self.peers) < most:
+            return
+        for route in [each for each, peer in self.peers.items() if (peer.client, peer.origin) == (client, origin)]:
+            self.forget(route)
+        if clock_ms() - self._swept_ms >= SWEEP_AGAIN_MS:
+            self._sweep()
+            newest = {(peer.client, peer.origin): route for route, peer in self.peers.items()}
+            for route in self.peers.keys() - newest.values():
+                self.forget(route)
+        silent = next((route for route, peer in self.peers.items() if peer.origin.pid is None), None)
+        if len(self.peers) >= most and silent is not None:
+            silent_ms = clock_ms() - self._heard_ms.get(silent, 0)
+            if silent_ms > self.nature.limits.scan_lease_s_max * 1000:
+                self.forget(silent)
+        if len(self.peers) >= most:
+            text = f"clients_max is {most} connections, as many are open, and this would be number {most + 1}"
+            raise ProtocolError(Code.BUSY, text)
 
     def patience_ms(self) -> int:
         """Return how long the next turn may wait for a message."""
@@ -210,16 +250,22 @@ class Actor:
                 return
             if peer is None:
                 raise ProtocolError(Code.HELLO, "say hello to this run of the daemon first")
-            self.peers.move_to_end(route)
+            self._heard(route)
             self.handle(route, peer, message, arrived_us)
         except ProtocolError as error:
-            self.counts["ungreeted" if error.code == Code.HELLO else "malformed"] += 1
-            self._refused_bytes[Origin.of(str(sender.get("Peer-Address")))] += sum(map(len, frames))
-            known = self.peers.get(route)
-            self._logger.warning(
-                "message refused", code=error.code, reason=str(error), client=known.shown if known else None
-            )
+            origin = Origin.of(str(sender.get("Peer-Address")))
+            self.counts[UNTAKEN.get(error.code, "malformed")] += 1
+            self._refused_bytes[origin] += sum(map(len, frames))
+            if self._refusals.note(origin, error.code, str(error), clock_ms()):
+                known = self.peers.get(route)
+                self._logger.warning(
+                    "message refused", code=error.code, reason=str(error), client=known.shown if known else None
+                )
             self.send(route, Error(error.code, str(error)))
+
+    def _heard(self, route: bytes) -> None:
+        self.peers.move_to_end(route)
+        self._heard_ms[route] = self.turned_ms
 
     def _greet(self, route: bytes, hello: Hello, origin: Origin) -> None:
         """Answer a hello, which is also how a client asks whether anybody is there."""
@@ -229,6 +275,8 @@ class Actor:
         version = protocol.common_version(hello)
         if not self.nature.in_place():
             raise ReplacedError("the database's directory was removed or replaced")
+        if route not in self.peers:
+            self._make_room(hello.client, origin)
         peer = Peer(hello.client, shown(hello.client), hello.process[:200], origin)
         if self.peers.get(route) != peer:
             self._logger.debug(
@@ -236,15 +284,13 @@ class Actor:
             )
             self.counts["greeted"] += 1
         self.peers[route] = peer
-        self.peers.move_to_end(route)
-        while len(self.peers) > self.nature.limits.clients_max:
-            # The one that was silent longest: if it lives, it says hello again.
-            self.forget(next(iter(self.peers)))
+        self._heard(route)
         self.send(route, self.nature.welcome(version))
 
     def forget(self, route: bytes) -> None:
         """Forget a connection."""
         self.peers.pop(route, None)
+        self._heard_ms.pop(route, None)
 
     def send(self, route: bytes, message: protocol.Message, body: Any = None) -> bool:  # noqa: ANN401
         """Send, or drop and count: nobody's full queue is waited for."""

@@ -42,7 +42,7 @@ class Source(NamedTuple):
 
     view: View
     snapshot: Callable[[], Snapshot]
-    facts: Callable[[], dict[str, Any]]
+    facts: Callable[[bytes], dict[str, Any]]
 
 
 class _Asked(NamedTuple):
@@ -166,7 +166,9 @@ class Reader(Actor):
                 return None
             if isinstance(question, Scan):
                 raise RefusedError(Code.OPERATION, f"{operation.name} is a scan, and is asked for as one")
-            found = question.evaluate(self._source.view) if isinstance(question, Get) else self._source.facts()
+            found = (
+                question.evaluate(self._source.view) if isinstance(question, Get) else self._source.facts(peer.client)
+            )
             answer = Answer(query.tag, Outcome.DONE, found)
         except self._source.view.read_errors as error:
             self.counts["reads_failed"] += 1

@@ -140,7 +140,7 @@ class World:
         core = GroupCommit(self.disk, self.limits)
         self._spy(core)
         nature = Nature(self.limits, Silence(), self._welcome, self.disk.in_place, self._died)  # type: ignore[arg-type]
-        source = Source(self.disk, self.disk.snapshot, dict)
+        source = Source(self.disk, self.disk.snapshot, lambda _asker: {})
         self._routers = {role: Router(self.network) for role in ROLES}
         sockets: dict[str, Any] = dict(self._routers)
         store: Any = self.disk

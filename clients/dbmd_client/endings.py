@@ -1,0 +1,61 @@
+"""How a call ends, as its caller gets to know it, and how long to wait before asking again for what had no room."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from dbmd.protocol import Code, Outcome
+from dbmd_client import errors
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+AGAIN_MS, AGAIN_MS_MAX = 10, 250  # between two askings for what there was no room for; doubled each time
+
+
+def told(outcome: int, payload: Any) -> tuple[str, Any]:  # noqa: ANN401
+    """Return an outcome as ``outcome()`` tells it."""
+    words = {
+        Outcome.DONE: "applied",
+        Outcome.REFUSED: "refused",
+        Outcome.FAILED: "not applied",
+        Outcome.EXPIRED: "expired",
+    }
+    return words[Outcome(outcome)], payload if outcome == Outcome.DONE else payload[1]
+
+
+def refusal(message: str, code: str) -> errors.RefusedError:
+    """Return what to raise where a call was refused; a newer daemon has codes that this side does not know."""
+    kinds: dict[str, type[errors.RefusedError]] = {Code.LIMIT: errors.LimitError, Code.CORRUPT: errors.StoredValueError}
+    return kinds.get(code, errors.RefusedError)(message, code)
+
+
+def failure(message: str, code: str) -> errors.DbmdError:
+    """Return what to raise where a call failed."""
+    if code == Code.SNAPSHOT:
+        return errors.SnapshotLostError(message)
+    kinds: dict[str, type[errors.FailedError]] = {
+        Code.BUSY: errors.BusyError,
+        Code.WINDOW: errors.BusyError,
+        Code.DISK: errors.DiskFullError,
+        Code.DEADLINE: errors.DeadlineError,
+    }
+    return kinds.get(code, errors.FailedError)(message, code)
+
+
+class Patience:
+    """Waits between askings for what there was no room for, ever longer, until a deadline."""
+
+    def __init__(self, clock_ms: Callable[[], int], deadline_ms: int) -> None:
+        self._clock_ms = clock_ms
+        self._deadline_ms = deadline_ms
+        self._again_ms = AGAIN_MS
+
+    def wait(self) -> bool:
+        """Wait; ``False`` says at once that the deadline would pass meanwhile."""
+        if self._clock_ms() + self._again_ms >= self._deadline_ms:
+            return False
+        time.sleep(self._again_ms / 1000)
+        self._again_ms = min(2 * self._again_ms, AGAIN_MS_MAX)
+        return True
