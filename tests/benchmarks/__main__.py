@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dbmd.places import FOLDER_VARIABLE
-from tests.benchmarks import machine, reads, report, stores
+from tests.benchmarks import machine, reads, report, scans, stores, upkeep
 from tests.benchmarks.rounds import Bench
 
 if TYPE_CHECKING:
@@ -26,8 +26,14 @@ JOBS: dict[str, Callable[[Bench], Findings]] = {
     "threads": stores.threads,
     "batches": stores.batches,
     "points": reads.points,
+    "load": scans.load,
+    "scans": scans.scans,
+    "memory": scans.memory,
+    "log": upkeep.log,
+    "idle": upkeep.idle,
+    "growth": upkeep.growth,
 }
-LONG: frozenset[str] = frozenset()
+LONG = frozenset({"growth"})  # a quarter of an hour, and 25 GB of disk
 DISK = "/var/tmp"  # noqa: S108 - a disk that outlives a boot; /tmp may be memory, where a sync costs nothing
 ROUNDS, SECONDS = 5, 3.0
 QUICK_ROUNDS, QUICK_SECONDS, QUICK_SCALE = 2, 0.5, 0.02

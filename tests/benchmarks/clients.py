@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import lmdb
 import orjson
+import plyvel
 import redis
 import zmq
 from redis.utils import HIREDIS_AVAILABLE
@@ -20,7 +21,7 @@ from redis.utils import HIREDIS_AVAILABLE
 from dbmd_client import AppointmentsDBM
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 CALL_S_MAX = 30.0
 SCAN_COUNT = 500  # fields that HSCAN is to return at once: about what dbmd sends as one page
@@ -51,8 +52,8 @@ class Batching(Client, Protocol):
 class Scanning(Client, Protocol):
     """What can load everything."""
 
-    def scan(self) -> int:
-        """Load and decode everything, and return how many records there were."""
+    def scan(self) -> dict[str, Any]:
+        """Load and decode everything."""
 
 
 class Dbmd:
@@ -76,9 +77,9 @@ class Dbmd:
         """Return a record, decoded."""
         return self.database.load_watcher_appointment(uuid)
 
-    def scan(self) -> int:
+    def scan(self) -> dict[str, Any]:
         """Load and decode everything."""
-        return len(self.database.load_watcher_appointments(include_triggered=True))
+        return self.database.load_watcher_appointments(include_triggered=True)
 
     def drain(self) -> int:
         """Run a scan of everything without keeping what comes, and return how many records came."""
@@ -127,10 +128,44 @@ class RedisHash(Redis):
         if self.redis.hset(HASH, uuid, json.dumps(appointment)) != 1:
             raise AssertionError("not stored")
 
-    def scan(self) -> int:
-        """Load and decode everything; what HSCAN returns twice counts once."""
-        found = {key.decode(): orjson.loads(value) for key, value in self.redis.hscan_iter(HASH, count=SCAN_COUNT)}
-        return len(found)
+    def scan(self) -> dict[str, Any]:
+        """Load and decode everything."""
+        return {key.decode(): orjson.loads(value) for key, value in self.redis.hscan_iter(HASH, count=SCAN_COUNT)}
+
+
+class InProcess:
+    """The loop of the original class, in the process that owns the database."""
+
+    def __init__(self, path: str, decode: Callable[[bytes], Any]) -> None:
+        self.database = plyvel.DB(path)
+        self.decode = decode
+
+    def scan(self) -> dict[str, Any]:
+        """Load and decode everything."""
+        found = {}
+        for key, value in self.database.iterator(prefix=b"w"):
+            found[key[1:].decode()] = self.decode(value)
+        return found
+
+    def close(self) -> None:
+        """Leave."""
+        self.database.close()
+
+
+class Crowd:
+    """Many clients of one process, each with every connection that it may ever use."""
+
+    def __init__(self, endpoint: str, count: int) -> None:
+        self.clients = [Dbmd(endpoint) for _ in range(count)]
+        for client in self.clients:
+            client.store("one", {})
+            client.load("one")
+            client.scan()
+
+    def close(self) -> None:
+        """Leave."""
+        for client in self.clients:
+            client.close()
 
 
 class Sqlite:

@@ -25,7 +25,7 @@ KEYS = 10_000  # those of one client in a round
 
 def loading(client: Client, count: int = POINTS) -> Callable[[], object]:
     """Return one load of a record that is there."""
-    uuids = [records.uuid_of(random.randrange(count)) for _ in range(KEYS)]  # noqa: S311 - not a secret
+    uuids = [records.uuid_of(random.randrange(count), count) for _ in range(KEYS)]  # noqa: S311 - not a secret
     turn = 0
 
     def load() -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tests.benchmarks.figures import Series, round_of
-from tests.benchmarks.workers import Task, Workers
+from tests.benchmarks.workers import WARMING_CALLS, Task, Workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -43,6 +43,14 @@ class Work:
     work: Callable[[Any], Callable[[], object]]
     per_call: int = 1
     threads: int = 1
+    warming_calls: int = WARMING_CALLS
+
+
+def one_round(workers: Workers, work: Work, system: System, count: int, seconds: float) -> Round:
+    """Let ``count`` clients of one system work at once."""
+    tasks = [Task(system.open, work.work, work.threads, work.warming_calls)] * count
+    told, server_cpu_s = workers.round(tasks, seconds, system.pid)
+    return round_of(told, server_cpu_s, work.per_call)
 
 
 def interleave(bench: Bench, work: Work, systems: Sequence[System], counts: Sequence[int]) -> list[Series]:
@@ -55,9 +63,7 @@ def interleave(bench: Bench, work: Work, systems: Sequence[System], counts: Sequ
             order = systems if number % 2 == 0 else systems[::-1]
             for count in counts:
                 for system in order:
-                    tasks = [Task(system.open, work.work, work.threads)] * count
-                    told, server_cpu_s = workers.round(tasks, bench.seconds, system.pid)
-                    found[count, system.name].append(round_of(told, server_cpu_s, work.per_call))
+                    found[count, system.name].append(one_round(workers, work, system, count, bench.seconds))
     return [Series(work.job, name, str(count), rounds, work.per_call) for (count, name), rounds in found.items()]
 
 

@@ -34,11 +34,16 @@ END_S_MAX = 10.0
 
 @dataclass(frozen=True)
 class Task:
-    """What one worker does in a round: ``work`` turns its client into one operation, for each of its threads."""
+    """
+    What one worker does in a round: ``work`` turns its client into one operation, for each of its threads.
+
+    Each thread calls it ``warming_calls`` times before the round, and at least once in it.
+    """
 
     open: Callable[[], Any]
     work: Callable[[Any], Callable[[], object]]
     threads: int = 1
+    warming_calls: int = WARMING_CALLS
 
 
 class Told(NamedTuple):
@@ -142,7 +147,7 @@ def _do(task: Task, pipe: Connection) -> None:
     client = task.open()
     operations = [task.work(client) for _ in range(task.threads)]
     for operation in operations:
-        for _ in range(WARMING_CALLS):
+        for _ in range(task.warming_calls):
             operation()
     latencies_s: list[list[float]] = [[] for _ in operations]
     raised: list[BaseException] = []
@@ -174,11 +179,13 @@ def _do(task: Task, pipe: Connection) -> None:
 def _repeat(operation: Callable[[], object], begin: float, until: float, latencies_s: list[float]) -> None:
     time.sleep(max(0.0, begin - time.monotonic()))
     began = time.monotonic()
-    while began < until:
+    while True:
         operation()
         ended = time.monotonic()
         latencies_s.append(ended - began)  # what lies between two calls counts as the second's
         began = ended
+        if ended >= until:
+            return
 
 
 def _own_cpu_s() -> float:
