@@ -1,20 +1,22 @@
 """
-How daemons and clients of one host find each other: runtime folders, entries and flocks. Linux only.
+How daemons and clients of one host find each other: runtime folders, entries and locks. Linux only.
 
 A database is known by its directory's device and inode, not its path: ``D-I`` is the stem of
 its files in a runtime folder (``dbmd.places``). ``.json`` is the entry, replaced by rename;
-``.sock`` and its siblings are the sockets; ``.opening`` is flocked by a daemon that opens the
-database, which may have to recover it first; ``.serving`` is flocked exclusively by the daemon
-for its whole life; ``.users`` is flocked shared by each process that opened by path, and
-exclusively by a leaving daemon; ``.turn`` is flocked by one opener or closer at a time;
+``.sock`` and its siblings are the sockets; ``.opening`` is shared by daemons that open the
+database, which may have to recover it first; ``.serving`` is locked exclusively by the daemon
+for its whole life; ``.users`` is shared by each process that opened by path, and locked
+exclusively by a leaving daemon; ``.turn`` is locked by one opener or closer at a time;
 ``.managed`` forbids starts on demand; ``.log`` is what a daemon started on demand prints. The laws:
 
-1. Liveness is the flock on ``.serving``, which the kernel drops, never a pid, which is used again.
+1. Liveness is the lock on ``.serving``, which the kernel drops, never a pid, which is used again.
 2. A daemon announces itself, takes LOCK of the database, then ``.serving``, then binds, then publishes
    its entry. It withdraws the entry first and drops ``.serving`` last, when LOCK is free: that is what
    closers and openers wait for.
 3. Only a leaving daemon keeps ``.users`` exclusively, and it never waits for ``.turn``: whoever has the turn may wait.
 4. A lock file is unlinked only under all locks of its stem; who takes a lock checks that the path still leads to it.
+5. A client that is frozen stops nobody: to look is to take nothing, ``.users`` is only shared by clients, and nobody
+   waits for ``.turn`` longer than some seconds. LOCK decides between two daemons that were started at once.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Self
 
-from dbmd.flocks import FileLock
+from dbmd.flocks import FileLock, held_as
 from dbmd.places import (
     SOCKET_SUFFIXES,
     HeldError,
@@ -124,43 +126,23 @@ def announce(place: Place, *, wait_s: float = 1.0) -> FileLock:
     Without it, openers whose starter died or lost patience take a recovery for a stranger that holds LOCK.
     """
     lock = FileLock(place.opening_path)
-    lock.take(fcntl.LOCK_SH, time.monotonic() + wait_s)  # in vain only if a probe is frozen: then do without
+    lock.take(fcntl.LOCK_SH, time.monotonic() + wait_s)  # in vain only if a sweep is frozen: then do without
     return lock
 
 
 def announced(place: Place) -> bool:
     """Say whether a daemon is opening the database."""
-    return _locked(place.opening_path, fcntl.LOCK_EX)
+    return held_as(place.opening_path) != fcntl.LOCK_UN
 
 
 def alive(place: Place) -> bool:
-    """Say whether a daemon holds ``place``; a claim that meets this probe tries again."""
-    return _locked(place.serving_path, fcntl.LOCK_SH)
-
-
-def _locked(path: str, kind: int) -> bool:
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
+    """Say whether a daemon holds ``place``."""
+    return held_as(place.serving_path) != fcntl.LOCK_UN
 
 
 def shared_by_others(place: Place) -> bool:
-    """Say whether some process shares ``place`` now, asked by one that does not (any more)."""
-    probe = FileLock(place.users_path)
-    try:
-        return not probe.take(fcntl.LOCK_EX) and probe.take(fcntl.LOCK_SH)  # neither: the daemon, which leaves, has it
-    except OSError:
-        return False
-    finally:
-        probe.release()
+    """Say whether some process shares ``place`` now, asked by one that does not; a daemon that leaves has it alone."""
+    return held_as(place.users_path) == fcntl.LOCK_SH
 
 
 def claim_endpoint(socket_path: str, *, wait_s: float = 1.0) -> FileLock:
@@ -268,8 +250,8 @@ class Serving:
         """
         Take the place for this process, after the database's LOCK, and sweep the folder.
 
-        Tries for ``wait_s``, because a client's probe holds the lock for an instant and a
-        daemon in its last one for a little longer. Raises ``HeldError`` with the holder's pid.
+        Tries for ``wait_s``, because a daemon in its last instant still holds it. Raises ``HeldError`` with
+        the holder's pid.
         """
         lock = FileLock(place.serving_path)
         if not lock.take(fcntl.LOCK_EX, time.monotonic() + wait_s):

@@ -74,6 +74,12 @@ def daemon_of(path: str) -> rendezvous.Entry:
     return found[1]
 
 
+def end_daemon(path: str) -> None:
+    """Kill the daemon of ``path`` with -9, and wait for its end."""
+    os.kill(daemon_of(path).pid, signal.SIGKILL)
+    until(lambda: rendezvous.find(path) is None)
+
+
 def opens_in_place(path: str) -> bool:
     """Say whether LOCK is free."""
     try:
@@ -84,18 +90,37 @@ def opens_in_place(path: str) -> bool:
 
 
 class Client:
-    """Another process with an opening: a line ``open``, ``close`` or ``served`` is answered with a line of JSON."""
+    """
+    Another process with an opening, which answers a question in a line with a line of JSON.
+
+    After ``freeze MODULE.FUNCTION`` it stops itself, once, where it would call that function.
+    """
 
     CODE = """
-import json, sys, time
+import importlib, json, os, signal, sys, time
 from dbmd_client.errors import OpenError
+from dbmd_client import opening as module
 from dbmd_client.opening import Opening
 from dbmd.rendezvous import find
+module.TURN_S = float(os.environ.get("DBMD_TEST_TURN_S", module.TURN_S))
+def freeze(module, name):
+    function = getattr(module, name)
+    def frozen(*arguments):
+        setattr(module, name, function)
+        os.kill(os.getpid(), signal.SIGSTOP)
+        return function(*arguments)
+    setattr(module, name, frozen)
 for line in sys.stdin:
     try:
         if line.startswith("open"):
             opening = Opening.resolve(sys.argv[1], time.monotonic() + 20)
             answer = find(sys.argv[1])[1].run if opening.still_served() else None
+        elif line.startswith("freeze"):
+            module, _, name = line.split()[1].rpartition(".")
+            answer = freeze(importlib.import_module(module), name)
+        elif line.startswith("again"):
+            opening.reopen(time.monotonic() + 20)
+            answer = find(sys.argv[1])[1].run
         elif line.startswith("close"):
             answer = opening.close(time.monotonic() + 20)
         else:
@@ -124,6 +149,10 @@ for line in sys.stdin:
         """Return the answer to the oldest question without one."""
         assert self.process.stdout is not None
         return json.loads(self.process.stdout.readline() or b'"the client died"')
+
+    def stopped(self) -> bool:
+        """Say whether it has frozen."""
+        return ") T " in Path(f"/proc/{self.process.pid}/stat").read_text()
 
     def __enter__(self) -> Self:
         return self
@@ -303,23 +332,68 @@ def test_managed_database_is_not_started(database: str, folder: str) -> None:
 
 
 def test_turn_of_a_killed_opener(database: str, folder: str) -> None:
-    """An opener killed in its turn delays nobody; a frozen one delays others to their deadline, and is named."""
+    """An opener killed in its turn delays nobody; one whose turn does not end in time is named."""
     Path(database).mkdir()
     turn = FileLock(rendezvous.place_for(database, folder).turn_path)
     assert turn.take(fcntl.LOCK_EX)
     with pytest.raises(OpenError, match="still opening or closing"):
         Opening.resolve(database, time.monotonic() + 0.1)
-    code = "import sys, fcntl; f = open(sys.argv[1]); fcntl.flock(f, 2); print(1, flush=True); sys.stdin.read()"
     turn.release()
-    with subprocess.Popen(
-        [sys.executable, "-c", code, rendezvous.place_for(database, folder).turn_path],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    ) as killed:
-        assert killed.stdout is not None
-        killed.stdout.readline()
-        killed.kill()
+    with Client(database) as killed:
+        killed.ask("freeze dbmd_client.starting.start")
+        killed.ask("open")
+        until(killed.stopped)
     Opening.resolve(database, soon()).close(soon())
+
+
+def test_frozen_clients_stop_nobody(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With clients frozen in their turns, all over opening and closing, others start a daemon; thawed, they join it."""
+    monkeypatch.setattr("dbmd_client.opening.TURN_S", 0.2)
+    monkeypatch.setenv("DBMD_TEST_TURN_S", "0.2")
+    places_frozen = ("dbmd.rendezvous.shared_by_others", "dbmd_client.starting.start", "dbmd_client.starting._line")
+    opening = Opening.resolve(database, soon())
+    with ExitStack() as stack:
+        clients = [stack.enter_context(Client(database)) for _ in places_frozen]
+        for each, where in zip(clients, places_frozen, strict=True):
+            each.ask("open")
+            each.ask(f"freeze {where}")
+        assert [(each.answer(), each.answer()) for each in clients] == [(daemon_of(database).run, None)] * 3
+        closing, starting, started = clients
+        closing.ask("close")  # it has the turn
+        until(closing.stopped)
+        end_daemon(database)
+        for each in (starting, started):  # the one was about to start a daemon; the other's is ready, and not heard
+            each.ask("again")
+            until(each.stopped)
+        until(lambda: rendezvous.find(database) is not None)
+        end_daemon(database)
+        opening.reopen(soon())
+        run = daemon_of(database).run
+        for each in clients:
+            each.process.send_signal(signal.SIGCONT)
+        assert [each.answer() for each in clients] == [None, run, run]
+        assert opening.still_served()
+    opening.close(soon())
+    assert opens_in_place(database)
+
+
+def test_short_deadlines_add_up_to_a_turn(database: str, folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An opener whose every deadline is shorter than its patience goes on without the turn, too, in the end."""
+    monkeypatch.setattr("dbmd_client.opening.TURN_S", 0.3)
+    opening = Opening.resolve(database, soon())
+    turn = FileLock(rendezvous.place_for(database, folder).turn_path)
+    end_daemon(database)
+    assert turn.take(fcntl.LOCK_EX)
+    tries, began = 0, time.monotonic()
+    while time.monotonic() - began < 0.6:
+        with suppress(OpenError):
+            opening.reopen(time.monotonic() + 0.1)
+            break
+        tries += 1
+    opening.reopen(soon())
+    assert tries > 1
+    turn.release()
+    opening.close(soon())
 
 
 def test_frozen_turn_does_not_stop_a_close(database: str, folder: str, monkeypatch: pytest.MonkeyPatch) -> None:

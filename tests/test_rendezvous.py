@@ -150,6 +150,34 @@ def test_claim_outlasts_probes(place: Place) -> None:
             each.join()
 
 
+def test_frozen_look_takes_nothing(place: Place) -> None:
+    """A process that is frozen while it looks who has a lock keeps nobody from any of them."""
+    for path in (place.serving_path, place.opening_path, place.users_path):
+        Path(path).touch()
+
+    def freeze(fd: int) -> None:  # noqa: ARG001 - as in os.close
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+    for look in (rendezvous.alive, rendezvous.announced, rendezvous.shared_by_others):
+        child = os.fork()
+        if child == 0:
+            try:
+                os.close = freeze  # the last thing of a look
+                look(place)
+            finally:
+                os._exit(2)
+        try:
+            assert os.WIFSTOPPED(os.waitpid(child, os.WUNTRACED)[1])
+            assert not rendezvous.announced(place)
+            Serving.claim(place, wait_s=0).release()
+            users = UsersLock(place)
+            assert users.hold()
+            users.release()
+        finally:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+
+
 def test_last_user_lets_the_daemon_leave(database: str, place: Place) -> None:
     """A daemon waits until its last user has released the lock or died, and newcomers then see it leave."""
     alone = threading.Event()

@@ -4,7 +4,8 @@ From ``db_path`` to a daemon's endpoint: find the daemon, start one on demand, l
 The rules of opening by path (the files are in ``dbmd.rendezvous``):
 
 1. Whoever uses a daemon by path shares ``.users`` first, and then makes sure that the daemon still lives.
-2. Where none lives, one opener at a time has the turn, looks again, and starts one.
+2. Where none lives, one opener at a time has the turn, looks again, and starts one. Whoever was kept out for some
+   seconds, by one that may be frozen, goes on without: LOCK decides, and whoever started the loser joins the winner.
 3. The last to close keeps the turn until the database's LOCK is free, so nobody starts a daemon in between.
 4. Only the first opening makes a missing directory; to open again after it vanished would be to lose it in silence.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import random
 import threading
 import time
 from contextlib import contextmanager, suppress
@@ -32,6 +34,11 @@ if TYPE_CHECKING:
 SCHEMES = ("ipc://", "tcp://")
 ENDPOINT_BYTES_MAX = len("ipc://") + 107  # what a Unix socket's `sun_path` holds without its final NUL
 PORT_DIGITS_MAX, PORT_MAX = 5, 65_535
+TURN_S = 2.0
+"""An opener is kept out so long, up to twice as long by lot, then goes on without: a daemon starts in 0.3 s, and
+where a slow one is coming the next is only in vain. By lot, for not all are to start one at the same moment."""
+LOOK_S = 0.05
+"""How often whoever waits for its turn looks whether a daemon has come by then."""
 CLOSING_TURN_S = 3.0
 """A closer waits so long for its turn, then goes on without: the turn only keeps it from meeting a new daemon."""
 HELD_GRACE_S = 0.3
@@ -68,6 +75,7 @@ class Opening:
         self._path = ""
         self._place: Place | None = None
         self._users: FileLock | None = None
+        self._kept_out_until = 0.0  # when it goes on without the turn; calls of short deadlines add up
         self._closed = False
         self._guard = threading.Lock()
 
@@ -162,6 +170,7 @@ class Opening:
             self._users = users
         _must_let_in(self._path, place, entry)
         self._place, self.endpoint = place, entry.endpoint
+        self._kept_out_until = 0.0
         return True
 
     def _join_or_start(self, place: Place, deadline: float) -> None:
@@ -184,6 +193,8 @@ class Opening:
                     try:
                         starting.start(self._path, place.log_path, deadline)
                     except OpenError as error:
+                        if time.monotonic() < deadline and self._somebody_lives():  # another won, or came behind ours
+                            continue
                         if error.kind != "held" or not (self._appears(deadline) or died):
                             raise
                         died = False  # the kernel may free the lock of a killed daemon before LOCK: once more
@@ -204,14 +215,20 @@ class Opening:
 
     @contextmanager
     def _turn(self, deadline: float) -> Iterator[Place]:
-        """Have the turn in the folder where a daemon of this process would be published."""
+        """Have the turn in the folder where a daemon of this process would be published, or go on without it."""
         self._leave()
         place = rendezvous.place_for(self._path, rendezvous.daemon_folder())
         turn = FileLock(place.turn_path)
-        if not turn.take(fcntl.LOCK_EX, deadline):
-            raise OpenError(
-                "other", f"{self._path}: another process is still opening or closing it ({place.turn_path})"
-            )
+        now = time.monotonic()
+        self._kept_out_until = self._kept_out_until or now + random.uniform(TURN_S, 2 * TURN_S)  # noqa: S311 - no secret
+        while not turn.take(fcntl.LOCK_EX, min(deadline, now + LOOK_S)):
+            now = time.monotonic()
+            if now >= deadline:
+                raise OpenError(
+                    "other", f"{self._path}: another process is still opening or closing it ({place.turn_path})"
+                )
+            if now >= self._kept_out_until or rendezvous.find(self._path) is not None:
+                break
         try:
             yield place
         finally:

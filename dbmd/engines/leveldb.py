@@ -20,7 +20,6 @@ import fcntl
 import itertools
 import os
 import stat
-import struct
 import sys
 import threading
 import time
@@ -32,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 import plyvel
 
 from dbmd.engines import OpenRefusedError, logs
+from dbmd.flocks import FLOCK
 from dbmd.storage import CommitUnknownError, Delete, Put, Range
 
 if TYPE_CHECKING:
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 
 WRITE_BUFFER_BYTES = 32 * 1024 * 1024  # +15 % on batches over LevelDB's 4 MiB; also what a restart must read
 CLEAN_KEYS_MAX = 10_000  # keys removed by one synced batch, so that a batch stays near a megabyte
-_FLOCK = struct.Struct("hhqqi4x")  # struct flock of 64-bit Linux: type, whence, start, length, pid
 
 _MTIME_TICK_S = 0.02
 """Two changes of a directory within one tick of the kernel's clock, 10 ms at most, may have the same time."""
@@ -283,8 +282,8 @@ def take_lock(path: str, undo: ExitStack) -> int:
 def _held(path: str, lock: int) -> OpenRefusedError:
     pid = None
     if sys.platform == "linux" and sys.maxsize > 1 << 32:
-        asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-        kind, _, _, _, holder = _FLOCK.unpack(fcntl.fcntl(lock, fcntl.F_GETLK, asked))
+        asked = FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+        kind, _, _, _, holder = FLOCK.unpack(fcntl.fcntl(lock, fcntl.F_GETLK, asked))
         pid = holder if kind != fcntl.F_UNLCK and holder > 0 else None  # 0: a process of another pid namespace
     return OpenRefusedError(
         "held", f"{path} is held by " + (f"pid {pid}" if pid else "another process"), holder_pid=pid
