@@ -38,7 +38,7 @@ enum { NO_FAULT, SYNC_EIO, WRITE_ENOSPC, WRITE_EIO, STATVFS_EIO, POLL_FAILS };
 enum { STARTING, GATHERING, SYNCING, REPLYING };
 
 struct state {                  /* 64-bit words, in the order of tests/powercut/library.py */
-    _Atomic uint64_t pid;           /* the process that opened LOCK last */
+    _Atomic uint64_t pid;           /* the process that made a MANIFEST last, so had LOCK */
     _Atomic uint64_t phase;         /* of the writer */
     _Atomic uint64_t handles;       /* given out so far, over all processes */
     _Atomic uint64_t syncs;         /* of the log that returned */
@@ -169,7 +169,7 @@ static int opened(int fd, const char *name, uint64_t flags)
 {
     if (fd < 0 || fd >= FDS_MAX)
         return fd;
-    if (!strcmp(name, "LOCK")) {
+    if (kind_of(name) == MANIFEST) { /* not at LOCK, which a daemon that is refused opens, too */
         atomic_store(&state->pid, (uint64_t)getpid());
         atomic_store(&state->phase, STARTING);
     }

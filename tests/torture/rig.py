@@ -122,9 +122,10 @@ class Torture:
 
     def _freeze_daemon(self) -> None:
         """Stop the daemon for longer than a hasty client waits."""
-        os.kill(self._library.pid, signal.SIGSTOP)
+        pid = self._library.pid
+        os.kill(pid, signal.SIGSTOP)
         time.sleep(self._rng.uniform(0.1, 1.0))  # how long it is frozen
-        os.kill(self._library.pid, signal.SIGCONT)
+        os.kill(pid, signal.SIGCONT)
         self._crew.happened["daemon frozen"] += 1
 
     def _kill(self) -> bool:
