@@ -139,6 +139,21 @@ class Session:
         self._uptime_offset_ms = welcome.uptime_ms - now_ms
         self.lost()
 
+    def timed(self, welcome: Welcome, now_ms: int) -> None:
+        """
+        Learn the daemon's time, which every welcome tells: its machine may have slept, and its clock counts that.
+
+        A welcome that was read late tells too little, so only more is believed. No deadline comes nearer by it: a later
+        copy is refused by its own only after all earlier ones would be.
+        """
+        offset = welcome.clock_ms - now_ms
+        if offset - self._clock_offset_ms > CLOCK_JUMP_MS:
+            for call in self._calls.values():
+                call.daemon_deadline_ms = None
+        if offset > self._clock_offset_ms:
+            self._clock_offset_ms = offset
+            self._uptime_offset_ms = welcome.uptime_ms - now_ms
+
     def lost(self) -> None:
         """Take note that the connection is gone: what has no outcome and is waited for goes out again."""
         self._unsent = {number: call for number, call in self._calls.items() if call.waited_for}

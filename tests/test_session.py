@@ -218,6 +218,21 @@ def test_a_deadline_is_told_anew_to_a_daemon_whose_machine_was_started_again() -
     assert [each.deadline_ms for each in sent(made)] == [0]
 
 
+def test_the_daemons_clock_is_believed_when_it_jumps_ahead_and_not_when_a_welcome_is_late() -> None:
+    """Behind a jump deadlines are told anew; a welcome that was read late, or says a little more, changes no old one."""
+    made = session()
+    begin(made)
+    made.timed(welcome(clock_ms=5_000), 0)
+    assert [each.deadline_ms for each in sent(made)] == [DEADLINE_MS + 5_000]
+    made.lost()
+    made.timed(welcome(clock_ms=5_000), 10**6)
+    made.timed(welcome(clock_ms=6_000), 0)
+    assert [each.deadline_ms for each in sent(made)] == [DEADLINE_MS + 5_000]
+    made.lost()
+    made.timed(welcome(clock_ms=6_001 + CLOCK_JUMP_MS), 0)
+    assert [each.deadline_ms for each in sent(made)] == [DEADLINE_MS + 6_001 + CLOCK_JUMP_MS]
+
+
 def test_an_unrecorded_refusal_of_the_only_copy_is_final() -> None:
     """Where one copy was sent, nothing else can be applied."""
     made = session()

@@ -4,8 +4,21 @@ from __future__ import annotations
 
 from dbmd import protocol
 from dbmd.limits import Limits
-from dbmd.protocol import PAGE_UNNUMBERED, Answer, Cancel, Page, ScanRequest, Welcome
-from dbmd_client.traffic import Asked, Pages
+from dbmd.protocol import (
+    PAGE_UNNUMBERED,
+    Answer,
+    Answers,
+    Cancel,
+    Outcome,
+    Page,
+    Queries,
+    Replies,
+    Reply,
+    ScanRequest,
+    Welcome,
+)
+from dbmd_client.link import Waiter, now_ms
+from dbmd_client.traffic import Asked, Commands, Pages
 
 WELCOME = Welcome(1, "run", "0", 0, 0, {}, Limits().tell(), "path")
 
@@ -72,3 +85,41 @@ def test_pages_of_a_daemon_that_does_not_number_them_are_taken_as_they_come() ->
     for _ in range(2):
         asked.incoming(page(pages, PAGE_UNNUMBERED), None)
     assert [message.number for message, _ in pages.come] == [PAGE_UNNUMBERED] * 2
+
+
+LATE = ("deadline", "the deadline passed 3600000 ms before")
+
+
+def test_a_daemon_whose_clock_jumped_ahead_is_asked_what_time_it_is() -> None:
+    """Where a deadline passed by the daemon's clock alone, the next ones are told in the time that it tells then."""
+    asked, ahead_ms = Asked(), now_ms() + 30_000
+    waiter = Waiter()
+    tag = asked.query(b"body", ahead_ms, waiter)
+    asked.incoming(Answers([Answer(tag, Outcome.FAILED, LATE)]), None)
+    assert (asked.astray, waiter.done) == (True, True)
+    asked.timed(WELCOME._replace(clock_ms=3_600_000), 0)
+    asked.timed(WELCOME._replace(clock_ms=1_000), 0)  # read late, it tells too little
+    asked.query(b"body", 500, Waiter())
+    (frame,) = asked.outgoing(0)
+    queries = protocol.decode(frame)
+    assert isinstance(queries, Queries)
+    assert queries.queries[0].deadline_ms == 3_600_500
+
+
+def test_a_deadline_that_passed_by_both_clocks_is_no_news() -> None:
+    """A call that is late by its own clock, too, says nothing about the daemon's; scans and commands are alike."""
+    asked = Asked()
+    asked.incoming(Answers([Answer(asked.query(b"body", 0, Waiter()), Outcome.FAILED, LATE)]), None)
+    assert not asked.astray
+    pages = asked.scan(b"body", now_ms() + 30_000, 1)
+    asked.incoming(Answers([Answer(pages.tag, Outcome.FAILED, LATE)]), None)
+    assert asked.astray
+    for deadline_ms, astray in ((0, False), (now_ms() + 30_000, True)):
+        commands = Commands()
+        commands.greeted(WELCOME, 0)
+        commands.timed(WELCOME, 0)
+        commands.queue.append((b"body", deadline_ms, Waiter()))
+        assert len(list(commands.outgoing(0))) == 1
+        reply = Reply(1, 1, Outcome.FAILED, False, LATE, 0)  # noqa: FBT003
+        commands.incoming(Replies(commands.session.client, [reply]), None)
+        assert commands.astray is astray

@@ -92,6 +92,12 @@ class Traffic(Protocol):
     def incoming(self, message: protocol.Message, body: Any) -> None:  # noqa: ANN401
         """Take one message in; raises ``ProtocolError`` for one that cannot be taken."""
 
+    astray: bool
+    """Set where the daemon's clock says that a deadline passed which has not: it is asked what time it is."""
+
+    def timed(self, welcome: Welcome, now_ms: int) -> None:
+        """Learn the daemon's time, which every welcome tells."""
+
     def greeted(self, welcome: Welcome, now_ms: int) -> None:
         """Take a new connection's welcome: what the old one carried is due again."""
 
@@ -230,10 +236,14 @@ class Link:
             self._error(message)
         else:
             self._traffic.incoming(message, body)
+            if self._traffic.astray:
+                self._traffic.astray = False
+                self._hello()
 
     def _greeted(self, welcome: Welcome) -> None:
         known = self.welcome
         self.welcome, self.refusal = welcome, None
+        self._traffic.timed(welcome, now_ms())
         if not self.greeting or known is None or known.run != welcome.run:
             self.greeting = True
             self._traffic.greeted(welcome, now_ms())

@@ -57,11 +57,17 @@ def _check(answer: Answer | Reply | Settled) -> None:
         raise ProtocolError(Code.MALFORMED, f"{name}.payload is not a code and a text, though it was not done")
 
 
+def _astray(answer: Answer | Reply, deadline_ms: int) -> bool:
+    """Say whether a deadline passed by the daemon's clock alone: its machine slept, and ours did not."""
+    return answer.outcome == Outcome.FAILED and answer.payload[0] == Code.DEADLINE and now_ms() < deadline_ms
+
+
 class Commands:
     """The writer's traffic: one session, and the callers that wait for room in its window."""
 
     def __init__(self) -> None:
         self.abandoned: deque[Any] = deque()  # stays empty: a command's outcome is wanted to the end
+        self.astray = False
         self.session = Session(_new_id)
         self.queue: deque[tuple[bytes, int, Waiter]] = deque()
         self.asked: dict[int, tuple[Settle, Waiter]] = {}
@@ -103,11 +109,16 @@ class Commands:
                 _check(reply)
                 call = self.session.reply(message.client, reply)
                 if call is not None:
+                    self.astray |= _astray(reply, call.deadline_ms)
                     self.begun.pop(call.waiter, None)
                     call.waiter.finish(call)
         elif isinstance(message, Settled) and message.tag in self.asked:
             _check(message)
             self.asked.pop(message.tag)[1].finish(message)
+
+    def timed(self, welcome: Welcome, now: int) -> None:
+        """Learn the daemon's time."""
+        self.session.timed(welcome, now)
 
     def greeted(self, welcome: Welcome, now: int) -> None:
         """Send again what the old connection carried."""
@@ -128,6 +139,7 @@ class Asked:
 
     def __init__(self) -> None:
         self.abandoned: deque[Pages] = deque()
+        self.astray = False
         self.queries: dict[int, tuple[Query, Waiter]] = {}
         self.scans: dict[int, Pages] = {}
         self._due: dict[int, Query] = {}
@@ -186,11 +198,15 @@ class Asked:
             for answer in message.answers:
                 _check(answer)
                 if answer.tag in self.queries:
-                    self.queries.pop(answer.tag)[1].finish(answer)
+                    query, waiter = self.queries.pop(answer.tag)
+                    self.astray |= _astray(answer, query.deadline_ms)
+                    waiter.finish(answer)
                 elif answer.tag in self.scans:
                     if answer.outcome == Outcome.DONE:
                         raise ProtocolError(Code.MALFORMED, "a scan is done by its last page, not by an answer")
-                    self.scans.pop(answer.tag).add(answer, None)
+                    pages = self.scans.pop(answer.tag)
+                    self.astray |= _astray(answer, pages.request.deadline_ms)
+                    pages.add(answer, None)
         elif isinstance(message, Page) and message.tag in self.scans:
             self._page(self.scans[message.tag], message, body)
 
@@ -205,6 +221,10 @@ class Asked:
             pages.add(page, body)
             if page.last:
                 del self.scans[page.tag]
+
+    def timed(self, welcome: Welcome, now: int) -> None:
+        """Learn the daemon's time; one that was read late tells too little."""
+        self._offset_ms = max(self._offset_ms, welcome.clock_ms - now)
 
     def greeted(self, welcome: Welcome, now: int) -> None:
         """Ask again what the old connection carried; its scans are lost."""

@@ -336,12 +336,16 @@ class World:
     def _sleep(self) -> None:
         self.now_ms += self.rng.choice((2_000, 7_000, 25_000))
 
+    def _doze(self) -> None:
+        """Have the daemon's machine sleep, and nobody else's: its clock jumps ahead."""
+        self._daemon_skew_ms += self.rng.choice((2_000, 90_000, 5_000_000))
+
     def _fill(self) -> None:
         self.disk.low = not self.disk.low
 
     _FAULTS: Sequence[Callable[[World], None]] = (
         _crash, _terminate, *(_cut,) * 3, *(_reset,) * 4, *(_replace,) * 2, *(_depart,) * 2,
-        *(_freeze,) * 2, *(_sleep,) * 2, _fill,
+        *(_freeze,) * 2, *(_sleep,) * 2, _doze, _fill,
     )  # fmt: skip
 
     # --- The end ---
