@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Self
 import zmq
 
 from dbmd import protocol
-from dbmd.protocol import Command, Commands, Hello, Replies, Welcome
+from dbmd.protocol import Command, Commands, Hello, Replies, Reply, Welcome
 from dbmd_client import AppointmentsDBM
 
 if TYPE_CHECKING:
@@ -70,10 +70,11 @@ class Crowd:
 class Raw:
     """A bare DEALER that says hello, and nothing that it is not told to."""
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> None:
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str, *, messages_max: int = 1_000) -> None:
         self.client = secrets.token_bytes(protocol.CLIENT_ID_BYTES)
         self.socket = context.socket(zmq.DEALER)
         self.socket.linger = 0
+        self.socket.rcvhwm = messages_max
         self.socket.rcvtimeo = PATIENCE_MS
         self.socket.connect(endpoint)
         self.send(Hello(protocol.VERSION_MIN, protocol.VERSION_MAX, self.client, "raw"))
@@ -88,6 +89,12 @@ class Raw:
     def receive(self) -> protocol.Message:
         """Wait for one message; a page's second frame is dropped."""
         return protocol.decode(self.socket.recv_multipart()[0])
+
+    def replies(self) -> list[Reply]:
+        """Wait for replies."""
+        message = self.receive()
+        assert isinstance(message, Replies)
+        return message.replies
 
     def store(self, first: int, count: int, floor: int) -> None:
         """Send a frame of ``count`` stores from the number ``first`` on."""

@@ -81,7 +81,7 @@ class DaemonProcess:
     which grows over restarts.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - how a process is started
         self,
         path: Path,
         *,
@@ -89,6 +89,7 @@ class DaemonProcess:
         arguments: tuple[str, ...] = (),
         environment: Mapping[str, str] | None = None,
         stderr_path: Path | None = None,
+        under: tuple[str, ...] = (),
     ) -> None:
         self.path = path
         self.asked = endpoint
@@ -97,6 +98,7 @@ class DaemonProcess:
         self.environment = {**os.environ, **(environment or {})}
         self.stderr_path = stderr_path or path.with_name(f"{path.name}.stderr")
         self.ready_line = ""
+        self.under = under  # a command that starts what its arguments say
         self.process: subprocess.Popen[str] | None = None
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._drain: threading.Thread | None = None
@@ -114,7 +116,7 @@ class DaemonProcess:
     def launch(self) -> None:
         """Start the daemon, and do not wait."""
         assert self.process is None, "it runs already"
-        command = [sys.executable, "-m", "dbmd", "serve", str(self.path), *self.arguments]
+        command = [*self.under, sys.executable, "-m", "dbmd", "serve", str(self.path), *self.arguments]
         if self.asked is not None:
             command += ["--endpoint", self.asked]
         with self.stderr_path.open("ab") as stderr:

@@ -219,7 +219,7 @@ def test_a_deadline_is_told_anew_to_a_daemon_whose_machine_was_started_again() -
 
 
 def test_the_daemons_clock_is_believed_when_it_jumps_ahead_and_not_when_a_welcome_is_late() -> None:
-    """Behind a jump deadlines are told anew; a welcome that was read late, or says a little more, changes no old one."""
+    """Behind a jump deadlines are told anew; a welcome that was read late, or tells little more, changes no old one."""
     made = session()
     begin(made)
     made.timed(welcome(clock_ms=5_000), 0)

@@ -111,9 +111,10 @@ def test_a_deadline_that_passed_by_both_clocks_is_no_news() -> None:
     asked = Asked()
     asked.incoming(Answers([Answer(asked.query(b"body", 0, Waiter()), Outcome.FAILED, LATE)]), None)
     assert not asked.astray
-    pages = asked.scan(b"body", now_ms() + 30_000, 1)
-    asked.incoming(Answers([Answer(pages.tag, Outcome.FAILED, LATE)]), None)
-    assert asked.astray
+    scanning = Asked()
+    pages = scanning.scan(b"body", now_ms() + 30_000, 1)
+    scanning.incoming(Answers([Answer(pages.tag, Outcome.FAILED, LATE)]), None)
+    assert scanning.astray
     for deadline_ms, astray in ((0, False), (now_ms() + 30_000, True)):
         commands = Commands()
         commands.greeted(WELCOME, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import tempfile
@@ -9,14 +10,15 @@ import traceback
 from pathlib import Path
 
 from tests.faults.damage import DAMAGE
-from tests.faults.strikes import STRIKES
+from tests.faults.strikes import STRIKES, small_disk
 from tests.powercut.library import leave_nothing
 
 
 def main(names: list[str]) -> int:
     """Strike; return the exit code."""
     failed = 0
-    for strike in STRIKES + DAMAGE:
+    mounted = () if os.geteuid() else (small_disk,)  # only root mounts
+    for strike in STRIKES + mounted + DAMAGE:
         if names and strike.__name__ not in names:
             continue
         folder = Path(tempfile.mkdtemp(prefix="f-"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -19,6 +20,14 @@ if TYPE_CHECKING:
 
 TRIES = 3
 TRIES_MAX = 8  # at times the file that is to be hurt is not there
+# Root reads everything, unless it gives that up: PR_CAPBSET_DROP of CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH.
+DROP = """
+import ctypes, os, sys
+for capability in (1, 2):
+    ctypes.CDLL(None).prctl(24, capability)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+UNPRIVILEGED = (sys.executable, "-c", DROP)
 HOLD = "import plyvel, sys; d = plyvel.DB(sys.argv[1]); print('held', flush=True); sys.stdin.read()"
 
 
@@ -152,6 +161,25 @@ def lock_held(folder: Path) -> Row:
         return scene.judge("LOCK held by another program", TRIES)
 
 
+def unreadable(folder: Path) -> Row:
+    """Show that a directory or file that may not be read is told by its name, and served when it may be again."""
+    with Scene(folder, under=UNPRIVILEGED if os.geteuid() == 0 else ()) as scene:
+        names = ("", "CURRENT", "LOCK")
+        for name in names:
+            scene.daemon.kill()
+            path = scene.directory / name
+            mode = path.stat().st_mode
+            before = scene.files()
+            path.chmod(0)
+            try:
+                scene.refused(str(path), "Permission denied")
+            finally:
+                path.chmod(mode)
+            assert scene.files() == before
+            scene.restart()
+        return scene.judge("unreadable directory", len(names))
+
+
 def stale_socket(folder: Path) -> Row:
     """Show that a socket file that nobody listens on any more is taken over."""
     with Scene(folder) as scene:
@@ -207,6 +235,7 @@ DAMAGE = (
     flipped_table,
     cut_table,
     missing_current,
+    unreadable,
     stale_socket,
     lock_held,
     racing_starts,

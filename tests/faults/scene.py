@@ -28,9 +28,16 @@ class Scene:
     """Daemon and clients at work. ``settings`` is TOML for the daemon beside the scene's own."""
 
     def __init__(
-        self, folder: Path, *, directory: Path | None = None, settings: str = "", log: str = 'level = "warning"'
+        self,
+        folder: Path,
+        *,
+        directory: Path | None = None,
+        settings: str = "",
+        log: str = 'level = "warning"',
+        under: tuple[str, ...] = (),
     ) -> None:
         self.folder = folder
+        self._under = under
         self.directory = directory or folder / "db"
         self.endpoint = f"ipc://{folder}/s"
         self._stack = ExitStack()
@@ -68,6 +75,7 @@ class Scene:
             arguments=arguments,
             environment=self.library.environment,
             stderr_path=self.folder / "daemon.stderr",
+            under=self._under,
         )
 
     def work(self) -> None:
@@ -93,13 +101,17 @@ class Scene:
     def refuses(self, *words: str) -> None:
         """See a start refused with exit code 1 and these words, and no file changed but LOCK and LevelDB's LOG."""
         before = self.files()
+        self.refused(*words)
+        assert self.files() == before
+
+    def refused(self, *words: str) -> None:
+        """See a start refused with exit code 1 and these words."""
         said = len(self.daemon.stderr())
         self.daemon.launch()
         assert self.daemon.wait() == 1
         sentence = self.daemon.stderr()[said:]
         for word in words:
             assert word in sentence, sentence
-        assert self.files() == before
 
     def files(self) -> dict[str, bytes]:
         """Return the database's files, but for LOCK and LevelDB's LOG files."""

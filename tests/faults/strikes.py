@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import zmq
 
-from dbmd_client import AppointmentsDBM, DiskFullError
+from dbmd.daemon import PARK_S
+from dbmd_client import Administration, AppointmentsDBM, DeadlineError, DiskFullError
+from tests.crowd import Raw
 from tests.faults.scene import Scene
 from tests.powercut.library import Fault, Kind
 from tests.torture.work import Silent
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tests.torture.crew import Row
 
 TRIES = 3
+TRIES_STUCK = 2  # each takes ``PARK_S``
 FROZEN_S = 1.0  # longer than a hasty client waits
+LATE_S_MAX = 3.0  # on a machine with much else to do
+CROWD = 200  # connections at once, more than descriptors are left
 
 
 def small_disk(folder: Path) -> Row:
@@ -175,6 +182,87 @@ def blocked_log(folder: Path) -> Row:
         os.close(reader)
 
 
+def clock_jumps(folder: Path) -> Row:
+    """
+    Show that the wall clock, wherever it jumps, matters to nobody, and that a jump of the other clock fails honestly.
+
+    Deadlines are told in the daemon's boot clock. Where that jumps past them, what has not begun fails by its deadline;
+    its client then learns the time anew. Where it jumps back, calls and leases only last longer.
+    """
+    hour, day = 3_600, 86_400
+    jumps = [{"realtime_s": day}, {"realtime_s": -day}, {"boottime_s": hour}, {"boottime_s": -hour}]
+    with Scene(folder) as scene:
+        for each in jumps:
+            scene.library.tell_time(**each)
+            scene.work()
+            scene.library.tell_time()
+            scene.work()
+        scene.daemon.kill()
+        scene.library.tell_time(realtime_s=-day)
+        scene.restart()
+        return scene.judge("clock jumps", 2 * len(jumps) + 1)
+
+
+def queue_full(folder: Path) -> Row:
+    """Show that what a client never reads is dropped and counted, holds up nobody, and is given again on repeat."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    try:
+        with Scene(folder) as scene, Administration(scene.endpoint) as administration:
+            for _ in range(TRIES):
+                before = administration.status()["replies_dropped"]
+                deaf = Raw(context, scene.endpoint, messages_max=1)
+                deaf.store(1, 1, 1)
+                first = deaf.replies()[0]
+                while administration.status()["replies_dropped"] == before:
+                    for _ in range(500):
+                        deaf.store(1, 1, 1)
+                scene.work()
+                while deaf.socket.poll(200):
+                    deaf.socket.recv()  # what had found room
+                deaf.store(1, 1, 1)
+                assert deaf.replies() == [first]
+                deaf.socket.close()
+            return scene.judge("a full receive queue", TRIES)
+    finally:
+        context.destroy(0)
+
+
+def descriptors_exhausted(folder: Path) -> Row:
+    """Show that a daemon without descriptors dies, by libzmq's abort or by LevelDB's error, and loses nothing."""
+    with Scene(folder) as scene:
+        for each in range(TRIES):
+            most = max(int(name.name) for name in Path(f"/proc/{scene.daemon.pid}/fd").iterdir()) + 1
+            _, hard = resource.prlimit(scene.daemon.pid, resource.RLIMIT_NOFILE)
+            resource.prlimit(scene.daemon.pid, resource.RLIMIT_NOFILE, (most + each, hard))
+            crowd = [socket.socket(socket.AF_UNIX) for _ in range(CROWD)]
+            try:
+                for one in crowd:
+                    one.settimeout(0)
+                    with suppress(OSError):
+                        one.connect(scene.endpoint.removeprefix("ipc://"))
+                assert scene.daemon.wait() in (-signal.SIGABRT, 1)
+            finally:
+                for one in crowd:
+                    one.close()
+            scene.restart()
+        return scene.judge("descriptors exhausted", TRIES)
+
+
+def reader_stuck(folder: Path) -> Row:
+    """Show that a reader stuck inside the store is not waited for longer than ``PARK_S``: exit code 1, nothing lost."""
+    with Scene(folder) as scene:
+        for _ in range(TRIES_STUCK):
+            scene.library.order(Fault.READER_STALLS)
+            with Administration(scene.endpoint, timeout_s=1) as asks, pytest.raises(DeadlineError):
+                asks.status()
+            began = time.monotonic()
+            scene.daemon.signal(signal.SIGTERM)
+            scene.dies("an actor does not end")
+            assert PARK_S <= time.monotonic() - began < PARK_S + LATE_S_MAX
+            scene.restart()
+        return scene.judge("a reader that does not park", TRIES_STUCK)
+
+
 STRIKES = (
     sync_eio,
     write_enospc,
@@ -186,4 +274,8 @@ STRIKES = (
     daemon_frozen,
     clients_frozen,
     blocked_log,
+    clock_jumps,
+    queue_full,
+    descriptors_exhausted,
+    reader_stuck,
 )

@@ -26,6 +26,7 @@
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <sys/uio.h>
+#include <time.h>
 #include <unistd.h>
 
 #define REAL(name) static __typeof__(&name) real; if (!real) real = (__typeof__(&name))dlsym(RTLD_NEXT, #name)
@@ -34,7 +35,7 @@
 enum { OPENED = 1, WRITTEN, SYNCED, RENAMED, UNLINKED, TRUNCATED, FAILED_SYNC };
 enum { CREATED = 1, EMPTIED = 2 };
 enum { ANY, LOG, TABLE, MANIFEST, DIRECTORY };
-enum { NO_FAULT, SYNC_EIO, WRITE_ENOSPC, WRITE_EIO, STATVFS_EIO, POLL_FAILS };
+enum { NO_FAULT, SYNC_EIO, WRITE_ENOSPC, WRITE_EIO, STATVFS_EIO, POLL_FAILS, READER_STALLS };
 enum { STARTING, GATHERING, SYNCING, REPLYING };
 
 struct state {                  /* 64-bit words, in the order of tests/powercut/library.py */
@@ -49,6 +50,8 @@ struct state {                  /* 64-bit words, in the order of tests/powercut/
     _Atomic uint64_t fault_sticks;  /* order: go on failing */
     _Atomic uint64_t fired;         /* calls that failed to order */
     _Atomic uint64_t free_bytes;    /* order: what statvfs tells, plus one; 0 is the truth */
+    _Atomic uint64_t realtime_s;    /* order: by how much the wall clock is wrong, in two's complement */
+    _Atomic uint64_t boottime_s;    /* order: the same for the clock that deadlines are told in */
 };
 
 struct record {
@@ -407,6 +410,9 @@ int poll(struct pollfd *these, nfds_t count, int timeout_ms)
         REAL(function);                                                                    \
         if (!handle_of(fd))                                                                \
             return real(fd, found);                                                        \
+        if (!writer && fails(READER_STALLS, ANY))                                          \
+            for (;;)                                                                       \
+                pause(); /* a disk that hangs never answers, whatever signal comes */      \
         if (fails(STATVFS_EIO, ANY)) {                                                     \
             errno = EIO;                                                                   \
             return -1;                                                                     \
@@ -420,3 +426,16 @@ int poll(struct pollfd *these, nfds_t count, int timeout_ms)
 
 STATVFS(fstatvfs, statvfs)
 STATVFS(fstatvfs64, statvfs64)
+
+/* --- Clocks --- */
+
+int clock_gettime(clockid_t clock, struct timespec *now)
+{
+    REAL(clock_gettime);
+    int result = real(clock, now);
+    if (!result && clock == CLOCK_REALTIME)
+        now->tv_sec += (int64_t)atomic_load(&state->realtime_s);
+    if (!result && clock == CLOCK_BOOTTIME)
+        now->tv_sec += (int64_t)atomic_load(&state->boottime_s);
+    return result;
+}

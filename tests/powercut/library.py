@@ -32,6 +32,8 @@ _WORDS = (
     "fault_sticks",
     "fired",
     "free_bytes",
+    "realtime_s",
+    "boottime_s",
 )
 
 
@@ -53,6 +55,7 @@ class Fault(IntEnum):
     WRITE_EIO = 3
     STATVFS_EIO = 4
     POLL_FAILS = 5
+    READER_STALLS = 6
 
 
 class Kind(IntEnum):
@@ -146,6 +149,11 @@ class Library:
     def tell_free_bytes(self, free: int | None) -> None:
         """Have the file system tell of so much free space, or of the true one."""
         self._set("free_bytes", 0 if free is None else free + 1)
+
+    def tell_time(self, *, realtime_s: int = 0, boottime_s: int = 0) -> None:
+        """Have the wall clock, and the clock that deadlines are told in, be wrong by so much."""
+        self._set("realtime_s", realtime_s % 2**64)
+        self._set("boottime_s", boottime_s % 2**64)
 
     def close(self) -> None:
         """Give the page back."""
