@@ -6,6 +6,7 @@ Pure rooms, which read no clock and do no I/O:
 - ``limits``: every limit both sides share; ``storage``: what is asked of a store, and a memory store.
 - ``values``: JSON, exactly; ``keyspaces``: where keys belong.
 - ``protocol``: the wire; ``shapes``: untrusted values against what is declared.
+- ``access``: who may enter, as whom, and what a role may touch.
 - ``effects``: what is done to a store; ``verbs``: the kinds of operation, caller's and store's half.
 - ``operations``: THE registry, one declaration per operation; ``manners``: how each behaves at its caller.
 - ``turns``: fairness between processes.
@@ -15,8 +16,10 @@ Pure rooms, which read no clock and do no I/O:
 Rooms with windows:
 
 - ``engines``: LevelDB, and the reading of its logs before it is opened.
-- ``actors``: the writer, and the readers (points, scans): a thread, a ROUTER and a loop each.
-- ``config``, ``log`` and its ``sink``; ``places``, ``flocks``, ``rendezvous``: how client and daemon find each other.
+- ``actors``: writer, readers (points, scans) and gate, which lets peers in: a thread, a ROUTER and a loop each.
+- ``doors``: the public sockets; ``keys``: CURVE keys as files.
+- ``config`` with ``addresses`` and ``worst_case``; ``log`` and its ``sink``.
+- ``places``, ``flocks``, ``rendezvous``: how client and daemon find each other.
 - ``daemon``: the composition root; ``cli`` and ``__main__``: arguments, no logic.
 
 A command walks: operation, verb encodes, session, DEALER | writer drains its ROUTER, admits, one batch

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from dbmd import __version__, keyspaces
+from dbmd import __version__, keyspaces, worst_case
 from dbmd import config as configuration
 from dbmd.engines import OpenRefusedError
 
@@ -40,8 +40,9 @@ def main() -> None:
 )
 @click.option(
     "--endpoint",
-    help="Where clients connect: ipc://PATH or tcp://127.0.0.1:PORT.  [default: a socket in the runtime folder]",
+    help="Where clients connect: ipc://PATH or tcp://HOST:PORT.  [default: a socket in the runtime folder]",
 )
+@click.option("--insecure-tcp", is_flag=True, default=None, help="Ask nobody at a loopback tcp endpoint for his key.")
 @click.option(
     "--managed", is_flag=True, default=None, help="A service manager starts this daemon, so clients must not."
 )
@@ -59,7 +60,8 @@ def serve(  # noqa: PLR0913, PLR0917 - one parameter a flag, in click's own orde
     path: str | None,
     file: str | None,
     endpoint: str | None,
-    managed: bool | None,  # noqa: FBT001 - click passes flags so
+    insecure_tcp: bool | None,  # noqa: FBT001 - click passes flags so
+    managed: bool | None,  # noqa: FBT001
     log_level: str | None,
     check_config: bool,  # noqa: FBT001
     on_demand: bool,  # noqa: FBT001
@@ -71,6 +73,7 @@ def serve(  # noqa: PLR0913, PLR0917 - one parameter a flag, in click's own orde
     overrides: dict[str, dict[str, Any]] = {
         "database": {"path": path},
         "serve": {"endpoint": endpoint, "managed": managed},
+        "access": {"insecure_tcp": insecure_tcp},
         "log": {"level": log_level},
     }
     try:
@@ -78,7 +81,7 @@ def serve(  # noqa: PLR0913, PLR0917 - one parameter a flag, in click's own orde
     except configuration.ConfigError as error:
         _start_failed(ready_fd, "config", str(error))
     if check_config:
-        click.echo(configuration.describe(config))
+        click.echo(worst_case.describe(config))
         return
     sys.exit(_serve(config, on_demand=on_demand, ready_fd=ready_fd))
 

@@ -23,6 +23,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dbmd import identities, operations, protocol
+from dbmd.access import Right
 from dbmd.effects import TEXT_CHARS_MAX, Append, Batch, Effect, RefusedError, Replace
 from dbmd.identities import BARRED, Completion, Identities, InHand, digest_of
 from dbmd.keyspaces import RESERVED, RESERVED_RANGE
@@ -30,6 +31,7 @@ from dbmd.protocol import Code, Outcome, ProtocolError, Reply, Settled
 from dbmd.storage import Delete, Put, Range, View, Write
 
 if TYPE_CHECKING:
+    from dbmd.access import Grant, Role
     from dbmd.limits import Limits
     from dbmd.manners import Operation
     from dbmd.protocol import Command, Commands, Settle
@@ -133,14 +135,28 @@ class GroupCommit:
         """Return how many commands the gathering group holds."""
         return len(self._admitted)
 
-    def admit(self, ticket: Any, frame: Commands, command: Command, clock_ms: int, uptime_ms: int) -> Told | None:  # noqa: ANN401
+    def admit(  # noqa: PLR0913, PLR0917 - a command, when, and by whose right
+        self,
+        ticket: Any,  # noqa: ANN401
+        frame: Commands,
+        command: Command,
+        clock_ms: int,
+        uptime_ms: int,
+        grant: Grant,
+    ) -> Told | None:
         """Look up, check, evaluate and take one command; return its answer if that need not wait for the group."""
         self._expect(State.GATHERING)
         self.uptime_ms = max(self.uptime_ms, uptime_ms)
         client, number, attempt = frame.client, command.number, command.attempt
+        if not grant.role.has(Right.WRITE):
+            # Whoever may write nothing leaves no record either. An earlier copy may have had the right.
+            reply = Reply(number, attempt, Outcome.REFUSED, False, (str(Code.RIGHT), _no_right(grant)), 0)  # noqa: FBT003
+            return Told(ticket, client, reply, _named(command.body), (), number)
         digest = digest_of(command.body)
         try:
-            known = self.identities.look_up(client, frame.birth, frame.floor, number, digest, self.uptime_ms)
+            known = self.identities.look_up(
+                client, frame.birth, frame.floor, number, digest, self.uptime_ms, grant.principal
+            )
         except RefusedError as error:
             outcome = _OUTCOMES.get(error.code, Outcome.FAILED)
             reply = Reply(number, attempt, outcome, False, (str(error.code), error.text), 0)  # noqa: FBT003
@@ -158,9 +174,9 @@ class GroupCommit:
             text = f"the deadline passed {clock_ms - command.deadline_ms} ms before the command was admitted"
             reply = Reply(number, attempt, Outcome.FAILED, False, (str(Code.DEADLINE), text), 0)  # noqa: FBT003
             return Told(ticket, client, reply, _named(command.body), (), number)
-        return self._take(ticket, frame, command, digest)
+        return self._take(ticket, frame, command, digest, grant)
 
-    def _take(self, ticket: Any, frame: Commands, command: Command, digest: bytes) -> Told | None:  # noqa: ANN401
+    def _take(self, ticket: Any, frame: Commands, command: Command, digest: bytes, grant: Grant) -> Told | None:  # noqa: ANN401
         """Evaluate a new command and hold it, its outcome included, for the group."""
         operation: Operation | None = None
         arguments: tuple[Any, ...] = ()
@@ -168,7 +184,7 @@ class GroupCommit:
         payload: object = None
         size = len(command.body)
         try:
-            operation, arguments, effect = self._effect(command.body)
+            operation, arguments, effect = self._effect(command.body, grant.role)
             writes, payload = effect.evaluate(self._overlay, self._limits)
             size = max(size, self._write(writes))
         except RefusedError as error:
@@ -179,7 +195,7 @@ class GroupCommit:
             if command.attempt == 1:
                 reply = Reply(command.number, 1, outcome, False, payload, 0)  # noqa: FBT003
                 return Told(ticket, frame.client, reply, operation, arguments, command.number)
-        self._hold(ticket, frame, command, Completion(outcome, payload, digest, self.sequence + 1))
+        self._hold(ticket, frame, command, Completion(outcome, payload, digest, self.sequence + 1), grant.principal)
         admitted = self._admitted[frame.client, command.number]
         admitted.operation, admitted.arguments = operation, arguments
         self._bytes += size
@@ -194,12 +210,12 @@ class GroupCommit:
             size += len(write.key) + len(value or b"")
         return size
 
-    def _hold(self, ticket: Any, frame: Commands, command: Command, completion: Completion) -> None:  # noqa: ANN401
+    def _hold(self, ticket: Any, frame: Commands, command: Command, completion: Completion, principal: str) -> None:  # noqa: ANN401
         client, number = frame.client, command.number
-        self.identities.admit(client, frame.birth, frame.floor, number, completion, self.uptime_ms)
+        self.identities.admit(client, frame.birth, frame.floor, number, completion, self.uptime_ms, principal)
         self._admitted[client, number] = _Admitted(ticket, number, command.attempt, completion)
 
-    def _effect(self, body: bytes) -> tuple[Operation, tuple[Any, ...], Effect]:
+    def _effect(self, body: bytes, role: Role) -> tuple[Operation, tuple[Any, ...], Effect]:
         """Return the effect of an untrusted body; raises ``_Refusal``."""
         try:
             name, arguments = protocol.unpack_body(body)
@@ -211,6 +227,7 @@ class GroupCommit:
             raise _Refusal(Outcome.REFUSED, Code.OPERATION, text)
         try:
             effect = operation.verb.effect(arguments, self._limits)
+            role.check(operation.right, effect)
         except RefusedError as error:
             raise _Refusal(Outcome.REFUSED, error.code, f"{name}: {error.text}") from None
         assert isinstance(effect, Batch | Append | Replace)  # noqa: S101 - no query has the writer's role
@@ -220,7 +237,7 @@ class GroupCommit:
             raise _Refusal(Outcome.FAILED, Code.DISK, text)
         return operation, arguments, effect
 
-    def settle(self, ticket: Any, ask: Settle, uptime_ms: int) -> Told | None:  # noqa: ANN401
+    def settle(self, ticket: Any, ask: Settle, uptime_ms: int, grant: Grant) -> Told | None:  # noqa: ANN401
         """
         Say what became of an identity; a number that was never admitted is barred, with the group, before that is said.
 
@@ -230,27 +247,30 @@ class GroupCommit:
         self._expect(State.GATHERING)
         self.uptime_ms = max(self.uptime_ms, uptime_ms)
         floor = max(0, ask.number - self._limits.client_window + 1)
+        principal = grant.principal
         try:
-            known = self.identities.look_up(ask.client, ask.birth, floor, ask.number, BARRED, self.uptime_ms)
+            if not grant.role.has(Right.WRITE):
+                raise RefusedError(Code.RIGHT, _no_right(grant))
+            known = self.identities.look_up(ask.client, ask.birth, floor, ask.number, BARRED, self.uptime_ms, principal)
         except RefusedError as error:
-            if error.code != Code.EXPIRED:
+            if error.code not in _UNSETTLED:
                 return None
-            settled = Settled(ask.tag, Outcome.EXPIRED, (str(error.code), error.text))
+            settled = Settled(ask.tag, _UNSETTLED[error.code], (str(error.code), error.text))
             return Told(ticket, ask.client, settled, number=ask.number)
         if isinstance(known, Completion):
             return Told(ticket, ask.client, Settled(ask.tag, known.outcome, known.payload), number=ask.number)
         if known is None:
             payload = (str(Code.BARRED), "not applied, and never will be")
             completion = Completion(Outcome.FAILED, payload, BARRED, self.sequence + 1)
-            self.identities.admit(ask.client, ask.birth, floor, ask.number, completion, self.uptime_ms)
+            self.identities.admit(ask.client, ask.birth, floor, ask.number, completion, self.uptime_ms, principal)
             self._admitted[ask.client, ask.number] = _Admitted(None, ask.number, 0, completion)
         self._admitted[ask.client, ask.number].askers.append((ticket, ask.tag))
         return None
 
-    def goodbye(self, client: bytes) -> None:
+    def goodbye(self, client: bytes, grant: Grant) -> None:
         """Give up a client's outcomes with the next group."""
         self._expect(State.GATHERING)
-        self.identities.forget(client)
+        self.identities.forget(client, grant.principal)
 
     def seal(self, uptime_ms: int, *, housekeeping: bool = False) -> Sealed | None:
         """
@@ -317,6 +337,12 @@ def _named(body: bytes) -> Operation | None:
 
 
 _OUTCOMES = {Code.EXPIRED: Outcome.EXPIRED, Code.IDENTITY: Outcome.REFUSED}
+# Refused here is the question: no command's own outcome is recorded under these codes.
+_UNSETTLED = {Code.EXPIRED: Outcome.EXPIRED, Code.IDENTITY: Outcome.REFUSED, Code.RIGHT: Outcome.REFUSED}
+
+
+def _no_right(grant: Grant) -> str:
+    return f"the role {grant.role.name} may write nothing"
 
 
 def _read_state(view: View) -> tuple[int, int]:

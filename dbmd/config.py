@@ -8,26 +8,22 @@ reference and a test holds it equal. Nothing is opened or made here but the file
 from __future__ import annotations
 
 import difflib
-import ipaddress
 import json
-import math
 import os
 import re
 import tomllib
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator
 
-from dbmd.limits import KIB, MIB, REQUESTS_QUEUED_MAX, TURNS_GROUPS, Limits
+from dbmd.access import KINDS, ROLES, Role
+from dbmd.addresses import endpoint_problem, is_loopback
+from dbmd.limits import KIB, MIB, Limits
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-
-# What `sun_path` of a Unix socket holds without its final NUL, and what the names of sibling sockets add at most.
-SOCKET_PATH_BYTES_MAX = 107
-SOCKET_SUFFIX_BYTES_MAX = 8
 
 # What a request carries beside its key and value: identity, floor, deadline, operation, msgpack's headers.
 REQUEST_ENVELOPE_BYTES = 4 * KIB
@@ -36,8 +32,7 @@ REQUEST_ENVELOPE_BYTES = 4 * KIB
 WRITE_BUFFER_BYTES_LOWEST = 64 * KIB
 WRITE_BUFFER_BYTES_HIGHEST = 1024 * MIB
 
-# For the arithmetic of `describe`: one writer and two readers; what one settled outcome takes in memory.
-PUBLIC_SOCKETS, OUTCOME_BYTES = 3, 40
+PUBLIC_SOCKETS = 3  # one writer and two readers
 
 VALUE_SHOWN_CHARACTERS_MAX = 80
 WORD = re.compile(r"[a-z_]+")
@@ -52,39 +47,6 @@ class Table(BaseModel):
     """A section of the file: unknown keys and wrong types are refused, nothing changes after loading."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-def _endpoint_problem(endpoint: str) -> str | None:
-    """Return what is allowed where ``endpoint`` is not."""
-    scheme, separator, rest = endpoint.partition("://")
-    if not rest.isprintable():
-        return "an address of printable characters"
-    if separator and scheme == "ipc":
-        length, longest = len(os.fsencode(rest)), SOCKET_PATH_BYTES_MAX - SOCKET_SUFFIX_BYTES_MAX
-        if length > longest:
-            return (
-                f"a socket path of at most {longest} bytes, this has {length} (a Unix socket's path ends at "
-                f"{SOCKET_PATH_BYTES_MAX}, and its sibling sockets add up to {SOCKET_SUFFIX_BYTES_MAX})"
-            )
-        # Abstract sockets (@NAME) have no permissions, and a relative path is another file for every client.
-        return None if rest.startswith("/") and not rest.endswith("/") else "ipc:// and an absolute path of a socket"
-    if separator and scheme == "tcp":
-        host, _, port = rest.rpartition(":")
-        if not re.fullmatch(r"\*|[0-9]{1,5}", port, re.ASCII) or (port != "*" and int(port) > 65_535):  # noqa: PLR2004 - tcp's own
-            return "tcp://HOST:PORT with a port up to 65535 (0 or * for any that is free)"
-        return None if _is_loopback(host) else "a loopback host: 127.0.0.0/8, [::1] or localhost"
-    return '"" (a socket in the runtime directory), ipc://PATH or tcp://HOST:PORT'
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    bracketed = host.startswith("[") and host.endswith("]")
-    try:
-        address = ipaddress.ip_address(host[1:-1] if bracketed else host)
-    except ValueError:
-        return False
-    return address.is_loopback and "%" not in host and bracketed == (address.version == 6)  # noqa: PLR2004 - IPv6
 
 
 class DatabaseTable(Table):
@@ -115,7 +77,7 @@ class ServeTable(Table):
 
     endpoint: str = Field(
         default="",
-        description='ipc://PATH or tcp://HOST:PORT (loopback); "" is a socket in the runtime directory',
+        description='ipc://PATH or tcp://HOST:PORT; "" is a socket in the runtime directory',
         json_schema_extra={"allowed": '"" (a socket in the runtime directory), ipc://PATH or tcp://HOST:PORT'},
     )
     managed: bool = Field(default=False, description="a service manager starts this daemon, so clients must not")
@@ -123,9 +85,76 @@ class ServeTable(Table):
     @field_validator("endpoint")
     @classmethod
     def _endpoint(cls, endpoint: str) -> str:
-        if endpoint and (problem := _endpoint_problem(endpoint)):
+        if endpoint and (problem := endpoint_problem(endpoint)):
             raise ValueError(problem)
         return endpoint
+
+
+class RoleTable(Table):
+    """``[access.roles.NAME]``: the kinds of record that a role may read and write."""
+
+    reads: list[str] = []
+    writes: list[str] = []
+    administers: bool = False
+
+    @field_validator("reads", "writes")
+    @classmethod
+    def _kinds(cls, kinds: list[str]) -> list[str]:
+        for each in kinds:
+            if each not in KINDS:
+                raise ValueError(f"a list of kinds of record ({', '.join(KINDS)}), which {json.dumps(each)} is not")
+        return kinds
+
+
+WHO: dict[str, Any] = {"allowed": 'a list of names or numbers, each with ":ROLE" behind it or not'}
+
+
+class AccessTable(Table):
+    """``[access]``: who may connect, beside the daemon's own user and root, and what they may touch."""
+
+    allow_users: list[str] = Field(
+        default=[], description="users of this host, as NAME or NAME:ROLE", json_schema_extra=WHO
+    )
+    allow_groups: list[str] = Field(
+        default=[], description="groups of this host, as NAME or NAME:ROLE", json_schema_extra=WHO
+    )
+    keys: str = Field(
+        default="",
+        description='the folder of the keys that come in over tcp; "" is PATH.keys, beside the database',
+        json_schema_extra={"allowed": "a directory's path"},
+    )
+    insecure_tcp: bool = Field(default=False, description="serve whoever can reach a loopback port, and ask no keys")
+    roles: dict[str, RoleTable] = Field(
+        default={},
+        description="roles beside reader, writer and operator",
+        json_schema_extra={
+            "allowed": "tables [access.roles.NAME] of reads, writes (lists) and administers (true or false)"
+        },
+    )
+
+    @field_validator("allow_users", "allow_groups")
+    @classmethod
+    def _who(cls, names: list[str]) -> list[str]:
+        for each in names:
+            if not re.fullmatch(r"[^:\s]+(:[^:\s]+)?", each) or not each.isprintable():
+                raise ValueError(f"{WHO['allowed']}, which {json.dumps(each)} is not")
+        return names
+
+    @field_validator("roles")
+    @classmethod
+    def _roles(cls, roles: dict[str, RoleTable]) -> dict[str, RoleTable]:
+        for each in roles:
+            if not BARE_KEY.fullmatch(each) or each in ROLES:
+                raise ValueError(f"a new name of letters, digits, _ and -, which {json.dumps(each)} is not")
+        return roles
+
+    def all_roles(self) -> dict[str, Role]:
+        """Return every role there is, by its name."""
+        made = {
+            name: Role(name, reads=table.reads, writes=table.writes, administers=table.administers)
+            for name, table in self.roles.items()
+        }
+        return {**ROLES, **made}
 
 
 class LogTable(Table):
@@ -166,6 +195,7 @@ LimitsTable: type[Table] = create_model("LimitsTable", __base__=Table, **_limit_
 SECTIONS: dict[str, type[Table]] = {
     "database": DatabaseTable,
     "serve": ServeTable,
+    "access": AccessTable,
     "limits": LimitsTable,
     "log": LogTable,
 }
@@ -177,8 +207,14 @@ class Config:
 
     database: DatabaseTable
     serve: ServeTable
+    access: AccessTable
     limits: Limits
     log: LogTable
+
+    @property
+    def keys_folder(self) -> str:
+        """Return the folder of the key store."""
+        return self.access.keys or f"{os.path.realpath(self.database.path)}.keys"
 
 
 def bounds(section: str, key: str) -> tuple[int, int] | None:
@@ -239,12 +275,12 @@ def _section_problems(section: str, values: Mapping[str, object], error: Validat
     problems: dict[str, str] = {}
     for each in error.errors(include_url=False):
         key = str(each["loc"][0])
-        if each["type"] == "extra_forbidden":
+        if each["type"] == "extra_forbidden" and len(each["loc"]) == 1:
             told = _unknown((section, key), "key", SECTIONS[section].model_fields)
             problems[key] = f"{_path(section, key)} = {_shown(values[key])}: {told}"
         else:
             raised = each.get("ctx", {}).get("error")
-            allowed = str(raised) if raised else _allowed(section, key)
+            allowed = str(raised) if isinstance(raised, ValueError) else _allowed(section, key)
             problems[key] = f"{_path(section, key)} = {_shown(values[key])}: allowed is {allowed}"
     return {key: problems[key] for key in values if key in problems}
 
@@ -272,6 +308,23 @@ def _cross_problems(limits: Limits) -> list[str]:
         for law, holds in laws.items()
         if not holds
     ]
+
+
+def _access_problems(serve: ServeTable, access: AccessTable) -> list[str]:
+    """Say what is wrong between the endpoint and who may use it."""
+    problems = []
+    if access.insecure_tcp and serve.endpoint.startswith("tcp://"):
+        host = serve.endpoint.removeprefix("tcp://").rpartition(":")[0]
+        if not is_loopback(host):
+            allowed = "a loopback host (127.0.0.0/8, [::1] or localhost) where access.insecure_tcp = true"
+            problems.append(f"serve.endpoint = {_shown(serve.endpoint)}: allowed is {allowed}")
+    known = access.all_roles()
+    for key in ("allow_users", "allow_groups"):
+        for each in getattr(access, key):
+            role = each.partition(":")[2]
+            if role and role not in known:
+                problems.append(f"access.{key} = {_shown(each)}: allowed are the roles {', '.join(known)}")
+    return problems
 
 
 def load(path: str | None, overrides: Mapping[str, Mapping[str, object]]) -> Config:
@@ -307,93 +360,15 @@ def load(path: str | None, overrides: Mapping[str, Mapping[str, object]]) -> Con
     if "limits" in tables:
         limits = Limits(**tables["limits"].model_dump())
         problems += [f"{path or 'command line'}: {each}" for each in _cross_problems(limits)]
+    if "serve" in tables and "access" in tables:
+        problems += [
+            f"{path or 'command line'}: {each}" for each in _access_problems(tables["serve"], tables["access"])
+        ]
     if problems:
         raise ConfigError("\n".join(problems))
-    return Config(tables["database"], tables["serve"], limits, tables["log"])
+    return Config(tables["database"], tables["serve"], tables["access"], limits, tables["log"])
 
 
 def replies_queued_max(limits: Limits) -> int:
     """Return the high-water mark of a public socket's replies, per peer, who has no more than its window unanswered."""
     return limits.client_window
-
-
-def _size(number: int) -> str:
-    for unit, size in (("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", MIB), ("KiB", KIB)):
-        if number >= size:
-            return f"{number / size:.4g} {unit}"
-    return f"{number} B"
-
-
-class _Term(NamedTuple):
-    """One product in the arithmetic of the worst case."""
-
-    what: str
-    factors: tuple[tuple[str, int], ...]
-
-    def bytes(self) -> int:
-        """Return the product."""
-        return math.prod(number for _, number in self.factors)
-
-    def line(self) -> str:
-        """Return the arithmetic, for a person."""
-        product = " x ".join(f"{name} {number}" if name else str(number) for name, number in self.factors)
-        return f"#   {self.what}: {product} = {_size(self.bytes())}"
-
-
-def _held_terms(config: Config) -> list[_Term]:
-    """Return what the daemon itself may hold at its limits."""
-    limits = config.limits
-    pages = (("scans_max", limits.scans_max), ("page_credit_max", limits.page_credit_max))
-    record = ("(key_bytes_max + value_bytes_max)", limits.key_bytes_max + limits.value_bytes_max)
-    group = ("(group_bytes_max + message_bytes_max)", limits.group_bytes_max + limits.message_bytes_max)
-    return [
-        _Term("LevelDB's buffers, one filling, one being written", (
-            ("write_buffer_bytes", config.database.write_buffer_bytes), ("", 2),
-        )),
-        _Term("the group in hand, up to the command that reaches its limit, and its WriteBatch", (group, ("", 2))),
-        _Term("commands in turn", (("groups", TURNS_GROUPS), ("group_bytes_max", limits.group_bytes_max))),
-        _Term("pages of scans under way", (*pages, ("page_bytes_max", limits.page_bytes_max))),
-        _Term("the records that end those pages", (*pages, record)),
-        _Term("outcomes remembered", (
-            ("clients_remembered_max", limits.clients_remembered_max), ("client_window", limits.client_window),
-            ("bytes", OUTCOME_BYTES),
-        )),
-        _Term("log lines", (("log_buffer_bytes_max", limits.log_buffer_bytes_max),)),
-    ]  # fmt: skip
-
-
-def _queue_terms(limits: Limits) -> list[_Term]:
-    """Return what libzmq may hold if every client fills its queue with the largest messages."""
-    queues = (("sockets", PUBLIC_SOCKETS), ("clients_max", limits.clients_max))
-    requests = ("high-water mark", REQUESTS_QUEUED_MAX)
-    replies = ("high-water mark (client_window)", replies_queued_max(limits))
-    return [
-        _Term("requests", (*queues, requests, ("message_bytes_max", limits.message_bytes_max))),
-        _Term("replies", (*queues, replies, ("value_bytes_max", limits.value_bytes_max))),
-    ]
-
-
-def describe(config: Config) -> str:
-    """
-    Return what would run, as TOML that marks what was changed, and below it the worst-case memory of the limits.
-
-    Each product is shown with its factors, so that whoever wants less sees which number to lower. It is what the
-    limits allow at once, all at their worst, and not what a daemon uses.
-    """
-    lines: list[str] = []
-    for section, model in SECTIONS.items():
-        lines.append(f"[{section}]")
-        for key, field in model.model_fields.items():
-            value = getattr(getattr(config, section), key)
-            notes = [_size(value)] if isinstance(value, int) and "bytes" in key.split("_") and value >= KIB else []
-            if value != field.default:
-                notes.append(f"changed from {json.dumps(field.default)}")
-            comment = f"  # {'; '.join(notes)}" if notes else ""
-            lines.append(f"{key} = {json.dumps(value).replace(chr(127), chr(92) + 'u007f')}{comment}")
-        lines.append("")
-    held = "Worst case of the daemon's own memory, beside Python, the code and LevelDB's caches:"
-    queued = "Worst case in its sockets, if every client fills its queue with the largest messages:"
-    for title, terms in ((held, _held_terms(config)), (queued, _queue_terms(config.limits))):
-        lines += [f"# {title}", *(term.line() for term in terms)]
-        lines.append(f"#   together: {_size(sum(term.bytes() for term in terms))}")
-    return "\n".join(lines) + "\n"

@@ -19,21 +19,20 @@ import socket
 import sys
 import threading
 import time
+from collections import Counter
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-import zmq
-
 from dbmd import rendezvous
 from dbmd.actors.actor import Actor, Nature, clock_ms
+from dbmd.actors.gate import Gate
 from dbmd.actors.reader import Reader, Source
 from dbmd.actors.writer import Writer
 from dbmd.commit import GroupCommit
-from dbmd.config import replies_queued_max
+from dbmd.doors import ROLES, Doors, DoorsError
 from dbmd.engines import OpenRefusedError
 from dbmd.engines.leveldb import LevelDB, said
 from dbmd.identities import UnknownFormatError
-from dbmd.limits import REQUESTS_QUEUED_MAX
 from dbmd.log import open_log
 from dbmd.protocol import Welcome
 from dbmd.rendezvous import Entry, Serving
@@ -41,14 +40,13 @@ from dbmd.rendezvous import Entry, Serving
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from dbmd.access import Grant
     from dbmd.config import Config
     from dbmd.flocks import FileLock
 
 PARK_S = 5.0  # a reader that has not parked by then is stuck inside LevelDB: closing beside it is a crash
-LINGER_S = 1.0
 DESCRIPTORS_OWN = 128  # standard streams, LevelDB's LOG, LOCK and MANIFEST, libzmq's own, the log, the rendezvous
 DESCRIPTORS_LEVELDB = 1_000  # LevelDB's max_open_files by default
-ROLES = ("writer", "points", "scans")
 
 
 class StartError(Exception):
@@ -161,53 +159,28 @@ class Daemon:
                 self._endpoint_lock = rendezvous.claim_endpoint(wanted.removeprefix("ipc://"))
             except (rendezvous.RendezvousError, OSError) as error:
                 raise StartError("endpoint", f"{wanted}: {error}") from None
-        self._context = zmq.Context()
-        self._context.set(zmq.MAX_SOCKETS, 16)
-        sockets: list[zmq.Socket[bytes]] = []
-        self._endpoints: dict[str, str] = {}
         try:
-            for role in ROLES:
-                router = self._router()
-                sockets.append(router)
-                self._bind_one(router, role, wanted)
+            doors = self._doors = Doors(self._config, wanted, self._store.path)
+        except DoorsError as error:
+            self._release_endpoint()
+            raise StartError(error.kind, str(error)) from None
         except BaseException:
-            for router in sockets:
-                router.close(0)
-            self._context.term()
             self._release_endpoint()
             raise
-        nature = Nature(self._config.limits, self.log, self._welcome, self._store.in_place, self._died)
+        self.endpoint = doors.endpoint
+        grants: dict[str, Grant] = {}
+        nature = Nature(self._config.limits, self.log, self._welcome, self._store.in_place, self._died, grants)
         source = Source(self._store, self._store.snapshot, self._facts)
-        self._writer = Writer(sockets[0], nature, self._store, self._core)
-        self._readers = [Reader(role, each, nature, source) for role, each in zip(ROLES[1:], sockets[1:], strict=True)]
-        self._actors = [self._writer, *self._readers]
-
-    def _router(self) -> zmq.Socket[bytes]:
-        router = self._context.socket(zmq.ROUTER)
-        router.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        router.setsockopt(zmq.MAXMSGSIZE, self._config.limits.message_bytes_max)
-        router.sndhwm, router.rcvhwm = replies_queued_max(self._config.limits), REQUESTS_QUEUED_MAX
-        router.setsockopt(zmq.BACKLOG, min(self._config.limits.clients_max, 4096))
-        router.linger = int(LINGER_S * 1000)
-        return router
-
-    def _bind_one(self, router: zmq.Socket[bytes], role: str, wanted: str) -> None:
-        """Bind one actor's mailbox; siblings of the main one go beside it: another port, or a longer socket name."""
-        address = wanted if role == "writer" else f"{wanted}.{role}"
-        if wanted.startswith("tcp://"):
-            address = wanted if role == "writer" else f"{wanted.rpartition(':')[0]}:*"
-            if "[" in wanted:
-                router.setsockopt(zmq.IPV6, 1)
-        try:
-            router.bind(address)
-        except zmq.ZMQError as error:
-            holder = next((each for each in rendezvous.everyone() if each.endpoint == wanted), None)
-            who = f": process {holder.pid} serves {holder.path} there" if holder else ""
-            raise StartError("endpoint", f"cannot listen on {address}: {error.strerror.lower()}{who}") from None
-        bound = router.getsockopt_string(zmq.LAST_ENDPOINT)
-        if role == "writer":
-            self.endpoint = bound
-        self._endpoints[role] = bound.rpartition(":" if bound.startswith("tcp://") else "/")[2]
+        self._gate = Gate(
+            doors.gate, nature, grants, doors.rules, store=doors.store, roles=doors.roles, monitors=doors.monitors
+        )
+        self._writer = Writer(doors.sockets[0], nature, self._store, self._core)
+        self._readers = [
+            Reader(role, each, nature, source) for role, each in zip(ROLES[1:], doors.sockets[1:], strict=True)
+        ]
+        self._actors = [self._writer, *self._readers, self._gate]
+        for event, fields in doors.warnings(self._store.path):
+            self._logger.warning(event, **fields)
 
     # --- What the actors share ---
 
@@ -218,7 +191,7 @@ class Daemon:
             self._version,
             self._writer.uptime_ms(),
             clock_ms(),
-            self._endpoints,
+            self._doors.endpoints,
             self._config.limits.tell(),
             self._store.path,
         )
@@ -234,6 +207,11 @@ class Daemon:
         """Return the clients that are connected, as far as can be known."""
         peers = [peer for actor in self._actors for peer in list(actor.peers.values())]
         return {peer.client for peer in peers if not peer.origin.gone()}
+
+    def _principals(self) -> dict[str, int]:
+        """Return how many connections each principal has to the writer."""
+        peers = list(self._writer.peers.values())
+        return dict(Counter(peer.grant.principal or "anybody" for peer in peers if not peer.origin.gone()))
 
     def _facts(self, asker: bytes) -> dict[str, Any]:
         """Tell how the daemon is, as ``dbmd status`` shows it; who asks is not counted among the clients."""
@@ -260,6 +238,8 @@ class Daemon:
             "malformed": sum(actor.counts["malformed"] for actor in self._actors),
             "clients_refused": sum(actor.counts["clients_refused"] for actor in self._actors),
             "ungreeted": sum(actor.counts["ungreeted"] for actor in self._actors),
+            "refused": sum(actor.counts["refused"] for actor in self._actors),
+            "principals": self._principals(),
             "replies_dropped": sum(actor.counts["replies_dropped"] for actor in self._actors),
             "torn_bytes": self._store.torn_bytes,
             "free_bytes": free,
@@ -298,7 +278,8 @@ class Daemon:
                 managed=serve.managed,
                 on_demand=self._on_demand,
                 version=self._version,
-            )
+            ),
+            0o644 if self._doors.widened else 0o600,
         )
         if self._store.torn_bytes:
             self._logger.warning("torn tail dropped", path=path, torn_bytes=self._store.torn_bytes)
@@ -361,20 +342,13 @@ class Daemon:
                 self._logger.critical("an actor does not end", actor=actor.name, waited_s=PARK_S)
                 return self._die()
         self._store.close()
-        self._context.term()
-        self._unlink_sockets()
+        self._doors.context.term()
+        self._doors.unlink()
         self._logger.info("stopped", groups=self._writer.counts["groups"], commands=self._writer.counts["commands"])
         self.log.close()
         self._release_endpoint()
         self._serving.release()
         return 0
-
-    def _unlink_sockets(self) -> None:
-        if self.endpoint.startswith("ipc://"):
-            main = self.endpoint.removeprefix("ipc://")
-            for role in ROLES:
-                with suppress(FileNotFoundError):
-                    os.unlink(main if role == "writer" else f"{main}.{role}")  # noqa: PTH108 - a socket's path
 
     def _release_endpoint(self) -> None:
         if self._endpoint_lock is not None:

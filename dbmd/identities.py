@@ -14,12 +14,15 @@ so that a copy of it, whenever it comes, finds the outcome and changes nothing. 
 6. A record untouched for ``identity_expiry_s`` of the daemon's own uptime is dropped, and an unknown
    client born before that is expired, not new: so a late copy cannot be taken for a new command.
    Uptime goes back when a run dies, so a birth may lie ahead of it: a record outlives its birth by the expiry, too.
-7. A client that said goodbye is expired, not new, for as long as this run lives: a later run refuses
+7. A client belongs to the principal that it began as: to another its numbers are refused. One that began
+   without a principal belongs to whoever knows its id. Each principal may have only so many clients remembered.
+8. A client that said goodbye is expired, not new, for as long as this run lives: a later run refuses
    the connections on which a late copy could come.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -38,6 +41,7 @@ RECORD_FORMAT = 1
 RECORDS = under(RESERVED + b"i")
 DIGEST_BYTES = 8
 DEPARTED_MAX = 16_384  # ids that said goodbye, about 150 bytes each: the oldest's late copies have long arrived
+NOT_YOURS = "this client belongs to another user or key"
 BARRED = b""  # the digest of a number that no command was admitted under
 
 
@@ -95,28 +99,32 @@ class Identities:
         self._touched: set[bytes] = set()
         self._forgotten: set[bytes] = set()
         self._departed: dict[bytes, None] = {}
+        self._of: Counter[str] = Counter()
         for key, value in records:
-            self._clients[key[len(RECORDS.start) :]] = _read(key, value)
+            known = self._clients[key[len(RECORDS.start) :]] = _read(key, value)
+            self._of[known.principal] += 1
 
     def __len__(self) -> int:
         """Return how many clients are remembered."""
         return len(self._clients)
 
     def look_up(  # noqa: PLR0913, PLR0917 - an identity, and when it is asked for
-        self, client: bytes, birth: int, floor: int, number: int, digest: bytes, uptime_ms: int
+        self, client: bytes, birth: int, floor: int, number: int, digest: bytes, uptime_ms: int, principal: str
     ) -> Completion | InHand | None:
         """
         Return what is known of a number, or ``None`` if it is new.
 
-        Raises ``RefusedError``: expired, another command's number, past the window, or too many clients.
+        Raises ``RefusedError``: another principal's, expired, another command's number, past the window, or too many.
         """
         known = self._clients.get(client)
         if known is None:
-            self._check_new(client, birth, uptime_ms)
+            self._check_new(client, birth, uptime_ms, principal)
             if number < floor:
                 raise RefusedError(Code.EXPIRED, f"number {number} is below its client's floor {floor}")
             lowest = floor
         else:
+            if known.principal not in (principal, ""):
+                raise RefusedError(Code.IDENTITY, NOT_YOURS)
             found = known.in_hand.get(number) or known.completed.get(number)
             if found is not None and number >= known.floor:
                 if digest not in (found.digest, BARRED) and found.digest != BARRED:
@@ -132,7 +140,13 @@ class Identities:
             raise RefusedError(Code.WINDOW, text)
         return None
 
-    def _check_new(self, client: bytes, birth: int, uptime_ms: int) -> None:
+    def check_owner(self, client: bytes, principal: str) -> None:
+        """Refuse a client that is known as another principal's."""
+        known = self._clients.get(client)
+        if known is not None and known.principal not in (principal, ""):
+            raise RefusedError(Code.IDENTITY, NOT_YOURS)
+
+    def _check_new(self, client: bytes, birth: int, uptime_ms: int, principal: str) -> None:
         if birth + self._expiry_ms < uptime_ms:
             age_s = (uptime_ms - birth) // 1000
             text = f"this client was born {age_s} s ago; outcomes are kept {self._expiry_ms // 1000} s"
@@ -142,6 +156,9 @@ class Identities:
         if len(self._clients) >= self._limits.clients_remembered_max:
             text = f"clients_remembered_max is {self._limits.clients_remembered_max}, all are taken"
             raise RefusedError(Code.BUSY, text)
+        limit = self._limits.principal_clients_remembered_max
+        if self._of[principal] >= limit:
+            raise RefusedError(Code.BUSY, f"principal_clients_remembered_max is {limit}, all of yours are taken")
 
     def admit(  # noqa: PLR0913, PLR0917 - an identity and its outcome
         self,
@@ -151,12 +168,13 @@ class Identities:
         number: int,
         completion: Completion,
         uptime_ms: int,
-        principal: str = "",
+        principal: str,
     ) -> None:
         """Take a new number in hand, to be recorded with the group that is gathering."""
         known = self._clients.get(client)
         if known is None:
             known = self._clients[client] = _Client(principal, birth, uptime_ms, floor)
+            self._of[principal] += 1
         self._forgotten.discard(client)
         self.raise_floor(client, floor)
         known.in_hand[number] = completion
@@ -173,22 +191,25 @@ class Identities:
             for number in [number for number in known.completed if number < floor]:
                 del known.completed[number]
 
-    def forget(self, client: bytes) -> None:
+    def forget(self, client: bytes, principal: str) -> None:
         """
-        Give up a client that said goodbye, with the next group.
+        Give up a client that said goodbye, with the next group, unless it is another principal's.
 
         One with a command in hand closed in the middle of a call, and was told that its outcome is
         unknown: so that it can be asked for, this record stays until it expires.
         """
         known = self._clients.get(client)
-        if known is not None and not known.in_hand:
+        if known is not None and not known.in_hand and known.principal in (principal, ""):
             self._drop(client)
             self._departed[client] = None
             if len(self._departed) > DEPARTED_MAX:
                 del self._departed[next(iter(self._departed))]
 
     def _drop(self, client: bytes) -> None:
-        del self._clients[client]
+        principal = self._clients.pop(client).principal
+        self._of[principal] -= 1
+        if not self._of[principal]:
+            del self._of[principal]
         self._forgotten.add(client)
 
     def expire(self, uptime_ms: int) -> int:

@@ -34,6 +34,9 @@ class Limits:
     client_window: int = _limit(256, 1, 4096, "commands of one client between its floor and its newest")
     clients_max: int = _limit(1024, 1, 16_384, "connections that said hello, per socket; the next is refused")
     clients_remembered_max: int = _limit(10_000, 1, 1_000_000, "clients whose completion records are kept")
+    principal_clients_remembered_max: int = _limit(
+        5_000, 1, 1_000_000, "those of one user or key, so that it cannot take all"
+    )
     scans_max: int = _limit(256, 1, 4096, "open scans, each holding a snapshot")
     page_bytes_max: int = _limit(512 * KIB, 4 * KIB, 16 * MIB, "a page ends at the record that reaches it")
     page_credit_max: int = _limit(4, 1, 64, "pages of one scan on their way at once")

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import inspect
     from collections.abc import Callable, Iterator
 
+    from dbmd.access import Right
+
 RAISES: Final = object()
 
 
@@ -79,6 +81,7 @@ class Operation:
     missing_level: str
     corrupt: Any
     collect: Callable[[Operation, tuple[Any, ...], Iterator[Received | None]], Any] | None
+    right: Right
 
     @property
     def writes(self) -> bool:

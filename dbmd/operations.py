@@ -52,7 +52,7 @@ def operation(  # noqa: PLR0913 - a declaration says everything once
     def declare(method: Callable[P, R]) -> Callable[P, R]:
         signature = inspect.signature(method)
         declared = Operation(
-            method.__name__, verb, signature, returns, wrong_type, says, refused, missing, corrupt, collect
+            method.__name__, verb, signature, returns, wrong_type, says, refused, missing, corrupt, collect, verb.right
         )
         if declared.name in REGISTRY:
             message = f"operation {declared.name} is declared twice"

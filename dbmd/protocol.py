@@ -88,6 +88,7 @@ class Code(StrEnum):
     PRECONDITION = "precondition"
     CORRUPT = "corrupt"
     IDENTITY = "identity"
+    RIGHT = "right"
     WINDOW = "window"
     BUSY = "busy"
     DISK = "disk"
@@ -339,8 +340,7 @@ def unpack(data: bytes | memoryview) -> Any:  # noqa: ANN401 - whatever msgpack 
     """
     Return what ``data`` holds, arrays as tuples.
 
-    Lengths are bounded by the data's own size, depth by msgpack's own stack, maps by ``MAP_BYTES_MIN``.
-    Raises ``ProtocolError``.
+    Lengths are bounded by the data's size, depth by msgpack's stack, maps by ``MAP_BYTES_MIN``; ``ProtocolError``.
     """
     maps = _Maps(len(data)) if len(data) > SMALL_BYTES_MAX else None
     try:

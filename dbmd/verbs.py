@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 from dbmd import values
+from dbmd.access import Right
 from dbmd.effects import (
     Append,
     Batch,
@@ -89,9 +90,10 @@ def read_list(data: bytes) -> list[Any]:
 
 
 class Verb(ABC):
-    """One kind of effect, bound to a keyspace."""
+    """One kind of effect, bound to a keyspace. ``right`` has no default: a new verb cannot forget what it needs."""
 
     role: ClassVar[Role]
+    right: ClassVar[Right]
 
     def __init__(self, keyspace: Keyspace = ENTRIES) -> None:
         self.keyspace = keyspace
@@ -121,6 +123,7 @@ class GetOne(Verb):
     """Read one record: ``(id)``, or nothing where the keyspace is one whole key."""
 
     role = "points"
+    right = Right.READ
 
     def __init__(self, keyspace: Keyspace = ENTRIES, read: Callable[[bytes], Any] = bytes) -> None:
         super().__init__(keyspace)
@@ -157,6 +160,7 @@ class PutOne(Verb):
     """Write one record: ``(id, value)``, or the value alone where the keyspace is one whole key."""
 
     role = "writer"
+    right = Right.WRITE
 
     def __init__(self, keyspace: Keyspace = ENTRIES, write: Callable[[Any], bytes] = text) -> None:
         super().__init__(keyspace)
@@ -190,6 +194,7 @@ class DeleteOne(Verb):
     """Remove one record: ``(id)``."""
 
     role = "writer"
+    right = Right.WRITE
 
     def encode(self, *arguments: Any) -> tuple[object, ...]:  # noqa: ANN401
         return (text(arguments[0]),)
@@ -209,6 +214,7 @@ class _Many(Verb):
     """The same write for many ids: ``(ids)``; nothing is sent for none."""
 
     role = "writer"
+    right = Right.WRITE
 
     def encode(self, *arguments: Any) -> tuple[object, ...]:  # noqa: ANN401
         return tuple(text(each) for each in arguments[0])
@@ -250,6 +256,7 @@ class AppendOne(Verb):
     """Append to a JSON list: ``(id, item)``."""
 
     role = "writer"
+    right = Right.WRITE
 
     def encode(self, *arguments: Any) -> tuple[object, ...]:  # noqa: ANN401
         key = text(arguments[0])
@@ -265,6 +272,7 @@ class ReplaceSubset(Verb):
     """Replace a JSON list by a part of it: ``(id, items)``."""
 
     role = "writer"
+    right = Right.WRITE
 
     def encode(self, *arguments: Any) -> tuple[object, ...]:  # noqa: ANN401
         key, items = text(arguments[0]), list(arguments[1])
@@ -283,6 +291,7 @@ class WriteBatch(Verb):
     """Any puts and deletes: ``(key, value or None)`` each; a ``None`` deletes."""
 
     role = "writer"
+    right = Right.WRITE
 
     def encode(self, *arguments: Any) -> tuple[object, ...]:  # noqa: ANN401
         writes: Iterable[tuple[bytes, bytes | None]] = arguments[0]
@@ -308,6 +317,7 @@ class ScanKeyspaces(Verb):
     """Read whole keyspaces from one snapshot: no arguments; ``collect`` makes the method's result of the pages."""
 
     role = "scans"
+    right = Right.READ
 
     def __init__(self, *segments: Segment) -> None:
         super().__init__(ENTRIES)
@@ -354,6 +364,7 @@ class CountRecords(Verb):
     """Count every keyspace: no arguments; a dict of keyspace name to count."""
 
     role = "scans"
+    right = Right.ADMINISTER
 
     def encode(self, *arguments: Any) -> tuple[object, ...]:  # noqa: ANN401, ARG002
         return ()
@@ -367,6 +378,7 @@ class Facts(Verb):
     """Tell how the daemon is: no arguments; a dict of facts."""
 
     role = "points"
+    right = Right.ADMINISTER
 
     def encode(self, *arguments: Any) -> tuple[object, ...]:  # noqa: ANN401, ARG002
         return ()

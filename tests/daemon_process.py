@@ -75,7 +75,7 @@ def private_runtime() -> Iterator[Path]:
 
 class DaemonProcess:
     """
-    ``python -m dbmd serve PATH [--endpoint ADDRESS]`` as a child.
+    ``python -m dbmd serve PATH [--endpoint ADDRESS]`` as a child; over tcp it asks no keys, where ``insecure``.
 
     ``endpoint`` is what the ready line says. Its standard error, where it logs, goes to the file ``stderr_path``,
     which grows over restarts.
@@ -95,6 +95,7 @@ class DaemonProcess:
         self.asked = endpoint
         self.endpoint = endpoint or ""
         self.arguments = arguments
+        self.insecure = True
         self.environment = {**os.environ, **(environment or {})}
         self.stderr_path = stderr_path or path.with_name(f"{path.name}.stderr")
         self.ready_line = ""
@@ -119,6 +120,8 @@ class DaemonProcess:
         command = [*self.under, sys.executable, "-m", "dbmd", "serve", str(self.path), *self.arguments]
         if self.asked is not None:
             command += ["--endpoint", self.asked]
+            if self.asked.startswith("tcp://") and self.insecure:
+                command.append("--insecure-tcp")
         with self.stderr_path.open("ab") as stderr:
             self.process = subprocess.Popen(
                 command,

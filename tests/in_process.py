@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from dbmd import protocol
+from dbmd.access import OPERATOR, Grant
 from dbmd.commit import GroupCommit
 from dbmd.effects import Count, Get, Scan
 from dbmd.identities import shown
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
     from dbmd.manners import Operation
     from dbmd.storage import Committer
+
+GRANT = Grant("uid:1", OPERATOR)
 
 
 class InProcess:
@@ -62,7 +65,7 @@ class InProcess:
         sent = Commands(self.client, 0, self._number, [Command(self._number, 1, self._now() + 1000, body)])
         frame = protocol.decode(protocol.encode(sent))
         assert isinstance(frame, Commands)
-        told = self.core.admit("me", frame, frame.commands[0], self._now(), self._now())
+        told = self.core.admit("me", frame, frame.commands[0], self._now(), self._now(), GRANT)
         if told is None:
             sealed = self.core.seal(self._now())
             assert sealed is not None

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from dbmd import protocol
+from dbmd.access import OPERATOR, READER, Grant, Role
 from dbmd.commit import STATE_KEY, GroupCommit, Sealed, State, Told
 from dbmd.effects import TEXT_CHARS_MAX
 from dbmd.identities import RECORDS, UnknownFormatError
@@ -51,6 +52,7 @@ class Daemon:
         self.limits = limits
         self.store = MemoryStore()
         self.uptime_ms = 0
+        self.grant = Grant("uid:1", OPERATOR)
         self.restart()
 
     def restart(self) -> None:
@@ -70,11 +72,13 @@ class Daemon:
     ) -> Told | None:
         """Have one copy of a command admitted."""
         command = Command(number, attempt, deadline_ms, body)
-        return self.core.admit(ticket, Commands(client, 0, floor, [command]), command, NOW_MS, self.uptime_ms)
+        return self.core.admit(
+            ticket, Commands(client, 0, floor, [command]), command, NOW_MS, self.uptime_ms, self.grant
+        )
 
     def settle(self, client: bytes, number: int, tag: int = 7) -> Told | None:
         """Ask what became of a number."""
-        return self.core.settle("asker", Settle(tag, client, 0, number), self.uptime_ms)
+        return self.core.settle("asker", Settle(tag, client, 0, number), self.uptime_ms, self.grant)
 
     def commit(self, *, housekeeping: bool = False) -> list[Told]:
         """Seal, commit and answer."""
@@ -426,7 +430,7 @@ def test_a_number_that_could_not_be_barred_was_called_not_applied(daemon: Daemon
     daemon.apply(B, 1, put("u"))
     assert daemon.settle(C, 1) is None
     assert daemon.core.seal(0) is None
-    daemon.core.goodbye(B)
+    daemon.core.goodbye(B, daemon.grant)
     assert daemon.apply(C, 1, put("v")).outcome == Outcome.DONE
 
 
@@ -436,7 +440,7 @@ def test_a_number_that_could_not_be_barred_was_called_not_applied(daemon: Daemon
 def test_a_goodbye_gives_the_record_up_with_the_next_group(daemon: Daemon) -> None:
     """Nothing of a client is left after its goodbye, and what it sent before is expired."""
     daemon.apply(A, 1, put("u", b"1"))
-    daemon.core.goodbye(A)
+    daemon.core.goodbye(A, daemon.grant)
     assert ends(reply(daemon.send(A, 1, put("u", b"1"), attempt=2))) == (Outcome.EXPIRED, False, Code.EXPIRED)
     assert settled(daemon.settle(A, 1)).outcome == Outcome.EXPIRED
     daemon.commit(housekeeping=True)
@@ -460,7 +464,7 @@ def test_a_failed_commit_ends_the_machine_and_tells_nobody(daemon: Daemon) -> No
     assert daemon.core.failed() == 1
     assert daemon.core.state is State.ENDED
     acts: list[Callable[[], object]] = [daemon.core.committed, daemon.core.failed]
-    acts += [lambda: daemon.core.seal(0), lambda: daemon.core.goodbye(A), lambda: daemon.settle(A, 1)]
+    acts += [lambda: daemon.core.seal(0), lambda: daemon.core.goodbye(A, daemon.grant), lambda: daemon.settle(A, 1)]
     for act in acts:
         with pytest.raises(RuntimeError, match="the commit machine is ended"):
             act()
@@ -550,3 +554,43 @@ def test_keys_beside_the_reserved_ones_are_not_ours(daemon: Daemon, key: bytes) 
     daemon.store.records[key] = b""
     daemon.restart()
     assert daemon.core.sequence == 0
+
+
+def test_a_reader_s_commands_are_refused_and_leave_no_record(daemon: Daemon) -> None:
+    """Whoever may write nothing is told so at once, whichever copy it is, and asks for no outcome."""
+    daemon.grant = Grant("uid:1", READER)
+    for attempt in (1, 2):
+        told = daemon.send(A, 1, put("u"), attempt=attempt)
+        assert ends(reply(told)) == (Outcome.REFUSED, False, "right")
+    assert settled(daemon.settle(A, 1)).payload == ("right", "the role reader may write nothing")
+    assert daemon.core.seal(0) is None
+
+
+def test_a_limited_role_is_refused_by_the_keys_of_the_effect(daemon: Daemon) -> None:
+    """The first copy is refused at once, a later one with a record, and what the role may write is applied."""
+    daemon.grant = Grant("uid:1", Role("watcher", writes=["trackers"]))
+    first = reply(daemon.send(A, 1, put("u")))
+    assert (first.outcome, first.recorded, first.payload[0]) == (Outcome.REFUSED, False, "right")
+    assert "the right to write appointments, which the role watcher lacks" in first.payload[1]
+    assert daemon.send(A, 2, put("u"), attempt=2) is None
+    (told,) = daemon.commit()
+    assert (reply(told).outcome, reply(told).recorded) == (Outcome.REFUSED, True)
+    assert reply(told).payload[0] == "right"
+    tracker = protocol.pack_body("store_responder_tracker", (b"u", b"{}"))
+    assert daemon.send(A, 3, tracker) is None
+    assert reply(daemon.commit()[0]).outcome == Outcome.DONE
+    assert daemon.store.get(b"wu") is None
+
+
+def test_another_principal_learns_and_changes_nothing(daemon: Daemon) -> None:
+    """A copy, a question and a goodbye of another principal are refused, or do nothing; the same one's are not."""
+    daemon.apply(A, 1, put("u"))
+    daemon.grant = Grant("uid:2", OPERATOR)
+    told = reply(daemon.send(A, 1, put("u")))
+    assert (told.outcome, told.recorded, told.payload[0]) == (Outcome.REFUSED, False, "identity")
+    assert settled(daemon.settle(A, 1)).payload[0] == "identity"
+    assert settled(daemon.settle(A, 2)).outcome == Outcome.REFUSED
+    daemon.core.goodbye(A, daemon.grant)
+    assert daemon.commit(housekeeping=True) == []
+    daemon.grant = Grant("uid:1", OPERATOR)
+    assert settled(daemon.settle(A, 1)) == Settled(7, Outcome.DONE, None)

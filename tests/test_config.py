@@ -13,8 +13,9 @@ import pytest
 from pydantic import ValidationError
 
 from dbmd import config
-from dbmd.config import ConfigError, bounds, describe, load
+from dbmd.config import ConfigError, bounds, load
 from dbmd.limits import Limits
+from dbmd.worst_case import describe
 
 REFERENCE = Path(__file__).parent.parent / "config" / "dbmd.toml"
 UNIT = REFERENCE.with_name("dbmd.service")
@@ -39,6 +40,7 @@ def test_no_file_and_no_flag_give_the_defaults() -> None:
     loaded = load(None, {})
     assert loaded.limits == Limits()
     assert (loaded.database.path, loaded.serve.endpoint, loaded.serve.managed) == ("data", "", False)
+    assert (loaded.access.allow_users, loaded.access.allow_groups, loaded.access.insecure_tcp) == ([], [], False)
     assert (loaded.log.level, loaded.log.format, loaded.log.destination) == ("info", "auto", "stderr")
     assert loaded.database.write_buffer_bytes == 33_554_432
 
@@ -119,7 +121,7 @@ def test_a_number_is_an_integer_and_nothing_that_looks_like_one(value: str, tmp_
         ("[limits]\nkey_byte_max = 5\n", "limits.key_byte_max = 5: unknown key; did you mean limits.key_bytes_max?"),
         ("[log]\nzzz = 5\n", "log.zzz = 5: unknown key; allowed are level, format, destination"),
         ("[limit]\n", "limit: unknown section; did you mean limits?"),
-        ('"a\\u001b[2Jb" = 1\n', r'"a\u001b[2Jb": unknown section; allowed are database, serve, limits, log'),
+        ('"a\\u001b[2Jb" = 1\n', r'"a\u001b[2Jb": unknown section; allowed are database, serve, access, limits, log'),
         ("limits = 3\n", "limits = 3: allowed is a table, [limits]"),
         ('[serve]\nmanaged = "yes"\n', 'serve.managed = "yes": allowed is true or false'),
         ("[database]\npath = 7\n", "database.path = 7: allowed is a directory's path"),
@@ -186,10 +188,15 @@ def test_a_missing_file_is_refused_by_name(tmp_path: Path) -> None:
         "tcp://[::1]:65535",
         "tcp://localhost:*",
         "tcp://127.0.0.1:0",
+        "tcp://10.0.0.1:7777",
+        "tcp://0.0.0.0:7777",
+        "tcp://*:7777",
+        "tcp://example.org:7777",
+        "tcp://[2001:db8::1]:7777",
     ],
 )
-def test_endpoints_of_this_host_are_accepted(endpoint: str) -> None:
-    """A socket's absolute path up to 99 bytes and a loopback address with a port may be served."""
+def test_endpoints_are_accepted(endpoint: str) -> None:
+    """A socket's absolute path up to 99 bytes may be served, and any host with a port."""
     assert load(None, {"serve": {"endpoint": endpoint}}).serve.endpoint == endpoint
 
 
@@ -202,14 +209,9 @@ def test_endpoints_of_this_host_are_accepted(endpoint: str) -> None:
         ("ipc://@abstract", "absolute path"),
         ("ipc://", "absolute path"),
         ("ipc:///run/\x1b[2J", "printable"),
-        ("tcp://10.0.0.1:7777", "loopback"),
-        ("tcp://0.0.0.0:7777", "loopback"),
-        ("tcp://*:7777", "loopback"),
-        ("tcp://example.org:7777", "loopback"),
-        ("tcp://::1:7777", "loopback"),
-        ("tcp://[127.0.0.1]:7777", "loopback"),
-        ("tcp://[::ffff:10.0.0.1]:7777", "loopback"),
-        ("tcp://[::1%lo]:7777", "loopback"),
+        ("tcp://::1:7777", "in .brackets."),
+        ("tcp://:7777", "a host's name"),
+        ("tcp://h\u00e9:7777", "a host's name"),
         ("tcp://127.0.0.1", "HOST:PORT"),
         ("tcp://127.0.0.1:65536", "65535"),
         ("tcp://127.0.0.1:٣", "65535"),
@@ -221,6 +223,71 @@ def test_other_endpoints_are_refused_with_the_reason(endpoint: str, allowed: str
     """Whatever others could reach, and what no socket could be bound to, is refused before anything starts."""
     with pytest.raises(ConfigError, match=rf"serve\.endpoint = .*: allowed is .*{allowed}"):
         load(None, {"serve": {"endpoint": endpoint}})
+
+
+@pytest.mark.parametrize(
+    "endpoint, good",
+    [
+        ("tcp://127.0.0.1:7777", True),
+        ("tcp://127.1.2.3:1", True),
+        ("tcp://[::1]:65535", True),
+        ("tcp://localhost:*", True),
+        ("ipc:///run/dbmd/x", True),
+        ("", True),
+        ("tcp://10.0.0.1:7777", False),
+        ("tcp://0.0.0.0:7777", False),
+        ("tcp://*:7777", False),
+        ("tcp://example.org:7777", False),
+        ("tcp://[127.0.0.1]:7777", False),
+        ("tcp://[::ffff:10.0.0.1]:7777", False),
+        ("tcp://[::1%lo]:7777", False),
+        ("tcp://[::]:7777", False),
+    ],
+)
+def test_insecure_tcp_is_for_the_loopback_only(endpoint: str, good: bool) -> None:  # noqa: FBT001
+    """Where no keys are asked, what another host could reach is refused before anything starts."""
+    flags: dict[str, dict[str, object]] = {"serve": {"endpoint": endpoint}, "access": {"insecure_tcp": True}}
+    if good:
+        assert load(None, flags).serve.endpoint == endpoint
+    else:
+        with pytest.raises(ConfigError, match=r"serve\.endpoint = .*: allowed is a loopback host"):
+            load(None, flags)
+
+
+ROLE = '[access.roles.watcher]\nreads = ["entries"]\nwrites = ["trackers"]\n'
+
+
+def test_roles_are_limited_to_kinds_of_record(tmp_path: Path) -> None:
+    """A table of its own makes a role beside the three there are, and a user may be given any of them."""
+    path = tmp_path / "dbmd.toml"
+    path.write_text(f'[access]\nallow_users = ["alice", "7:watcher", "bob:reader"]\n{ROLE}')
+    loaded = load(str(path), {})
+    roles = loaded.access.all_roles()
+    assert list(roles) == ["reader", "writer", "operator", "watcher"]
+    assert roles["watcher"].free == {"read"}
+    assert "watcher = {reads" in describe(loaded)
+    path.with_name("again").write_text(describe(loaded))
+    assert load(str(path.with_name("again")), {}) == loaded
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ('allow_users = ["a:none"]', 'access.allow_users = "a:none": allowed are the roles reader, writer, operator'),
+        ('allow_users = ["a b"]', 'which "a b" is not'),
+        ('allow_groups = ["a\\u001b"]', r'which "a\u001b" is not'),
+        ("allow_groups = [1]", 'allowed is a list of names or numbers, each with ":ROLE" behind it or not'),
+        ("[access.roles.reader]", 'which "reader" is not'),
+        ('[access.roles."a b"]', 'which "a b" is not'),
+        ('[access.roles.w]\nwrites = ["tracker"]', 'which "tracker" is not'),
+        ("[access.roles.w]\nmore = 1", "allowed is tables [access.roles.NAME]"),
+        ("insecure_tcp = 1", "access.insecure_tcp = 1: allowed is true or false"),
+    ],
+)
+def test_who_may_enter_is_checked_at_the_start(text: str, expected: str, tmp_path: Path) -> None:
+    """A slip in a name, a role or a kind of record lets nobody in by mistake: it stops the start."""
+    (line,) = refusal(f"[access]\n{text}\n", tmp_path)
+    assert expected in line
 
 
 @pytest.mark.parametrize(

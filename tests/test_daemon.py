@@ -104,7 +104,7 @@ def test_a_second_daemon_on_the_endpoint_is_told_who_holds_it(tmp_path: Path, fo
     """Its own directory is another; it exits at once and names the holder, whose socket is still there."""
     endpoint = f"ipc://{folder}/s" if transport == "ipc" else f"tcp://127.0.0.1:{free_port()}"
     with DaemonProcess(tmp_path / "data", endpoint=endpoint) as daemon, opened(endpoint) as manager:
-        refused = run_dbmd("serve", str(tmp_path / "other"), "--endpoint", endpoint)
+        refused = run_dbmd("serve", str(tmp_path / "other"), "--endpoint", endpoint, "--insecure-tcp")
         assert refused.returncode == 1
         (line,) = refused.stderr.splitlines()
         assert endpoint in line

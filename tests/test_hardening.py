@@ -18,6 +18,7 @@ import pytest
 import zmq
 
 from dbmd import protocol, rendezvous
+from dbmd.access import OPERATOR, Grant
 from dbmd.actors.actor import Nature, Origin, Peer
 from dbmd.actors.reader import Reader, Source
 from dbmd.limits import Limits
@@ -358,10 +359,10 @@ def test_a_count_that_is_asked_again_goes_on(monkeypatch: pytest.MonkeyPatch) ->
     store, sent = MemoryStore({b"w%d" % number: b"{}" for number in range(10)}), Sent()
     monkeypatch.setattr("dbmd.paging.COUNT_SLICE_KEYS", 4)
     with zmq.Context() as context, context.socket(zmq.ROUTER) as socket:
-        nature = Nature(Limits(), Quiet(), None, None, None)  # type: ignore[arg-type]
+        nature = Nature(Limits(), Quiet(), None, None, None, {})  # type: ignore[arg-type]
         reader = Reader("scans", socket, nature, Source(store, store.snapshot, lambda _asker: {}))
         monkeypatch.setattr(reader, "send", sent)
-        peer = Peer(b"c" * 16, "client", "process", Origin("here"))
+        peer = Peer(b"c" * 16, "client", "process", Origin("here"), Grant("uid:1", OPERATOR))
         query = Query(1, 1 << 60, protocol.pack_body("count_records", ()))
         for _ in range(6):
             reader.handle(b"route", peer, Queries([query]), 0)
@@ -374,10 +375,10 @@ def test_answers_leave_in_frames_of_about_a_page(monkeypatch: pytest.MonkeyPatch
     """One frame that asks for the same large record again and again is not answered by one that no memory holds."""
     store, sent = MemoryStore({b"large": b"x" * 100_000}), Sent()
     with zmq.Context() as context, context.socket(zmq.ROUTER) as socket:
-        nature = Nature(Limits(page_bytes_max=150_000), Quiet(), None, None, None)  # type: ignore[arg-type]
+        nature = Nature(Limits(page_bytes_max=150_000), Quiet(), None, None, None, {})  # type: ignore[arg-type]
         reader = Reader("points", socket, nature, Source(store, store.snapshot, lambda _asker: {}))
         monkeypatch.setattr(reader, "send", sent)
-        peer = Peer(b"c" * 16, "client", "process", Origin("here"))
+        peer = Peer(b"c" * 16, "client", "process", Origin("here"), Grant("uid:1", OPERATOR))
         body = protocol.pack_body("raw_get", (b"large",))
         reader.handle(b"route", peer, Queries([Query(tag, 1 << 60, body) for tag in range(7)]), 0)
     assert [len(message.answers) for message in sent.messages] == [2, 2, 2, 1]

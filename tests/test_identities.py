@@ -27,17 +27,18 @@ class Table:
         self.store = MemoryStore()
         self.table = Identities(limits)
         self.uptime_ms = 0
+        self.principal = "uid:1"
 
     def look_up(self, client: bytes, number: int, *, floor: int = 1, digest: bytes = BODY, birth: int = 0) -> Any:  # noqa: ANN401
         """Look one number up."""
-        return self.table.look_up(client, birth, floor, number, digest, self.uptime_ms)
+        return self.table.look_up(client, birth, floor, number, digest, self.uptime_ms, self.principal)
 
     def admit(
         self, client: bytes, number: int, *, floor: int = 1, completion: Completion = DONE, birth: int = 0
     ) -> None:
         """Admit one number that is new."""
         assert self.look_up(client, number, floor=floor, digest=completion.digest, birth=birth) is None
-        self.table.admit(client, birth, floor, number, completion, self.uptime_ms)
+        self.table.admit(client, birth, floor, number, completion, self.uptime_ms, self.principal)
 
     def commit(self) -> None:
         """Write what is pending, and say so."""
@@ -267,7 +268,7 @@ def test_a_record_with_an_absurd_birth_expires_all_the_same(table: Table) -> Non
 def test_a_goodbye_deletes_the_record_with_the_next_group(table: Table) -> None:
     """A client that said goodbye leaves nothing behind."""
     table.apply(A, 1)
-    table.table.forget(A)
+    table.table.forget(A, "uid:1")
     table.commit()
     assert not table.store.records
     assert table.table.writes() == []
@@ -276,7 +277,7 @@ def test_a_goodbye_deletes_the_record_with_the_next_group(table: Table) -> None:
 
 def test_a_goodbye_of_nobody_is_nothing(table: Table) -> None:
     """Whoever has no record has nothing to give up."""
-    table.table.forget(A)
+    table.table.forget(A, "uid:1")
     assert not table.pending()
     assert table.look_up(A, 1) is None
 
@@ -284,7 +285,7 @@ def test_a_goodbye_of_nobody_is_nothing(table: Table) -> None:
 def test_a_late_copy_behind_a_goodbye_was_applied_again(table: Table) -> None:
     """A copy that comes after its client's goodbye is expired, and not a new client's first command."""
     table.apply(A, 1)
-    table.table.forget(A)
+    table.table.forget(A, "uid:1")
     assert table.code(A, 1) == Code.EXPIRED
     table.commit()
     assert table.code(A, 1) == Code.EXPIRED
@@ -296,9 +297,9 @@ def test_what_is_remembered_of_goodbyes_is_bounded() -> None:
     table = Table(Limits())
     clients = [number.to_bytes(16, "big") for number in range(DEPARTED_MAX + 1)]
     for client in clients:
-        table.table.admit(client, 0, 1, 1, DONE, 0)
+        table.table.admit(client, 0, 1, 1, DONE, 0, "uid:1")
         table.table.committed()
-        table.table.forget(client)
+        table.table.forget(client, "uid:1")
     assert table.look_up(clients[0], 1) is None
     assert table.code(clients[1], 1) == Code.EXPIRED
     assert table.code(clients[-1], 1) == Code.EXPIRED
@@ -307,7 +308,7 @@ def test_what_is_remembered_of_goodbyes_is_bounded() -> None:
 def test_a_goodbye_with_a_command_in_hand_keeps_the_record_until_it_expires(table: Table) -> None:
     """Whoever closed in the middle of a call can still ask what became of it."""
     table.admit(A, 1)
-    table.table.forget(A)
+    table.table.forget(A, "uid:1")
     table.commit()
     table.restart()
     assert table.look_up(A, 1) == DONE
@@ -344,3 +345,54 @@ def test_a_record_of_an_unknown_format_stops_the_start(value: bytes) -> None:
     """A completion record that this version cannot read is named, and nothing is served."""
     with pytest.raises(UnknownFormatError, match="completion record under key"):
         Identities(LIMITS, [(RECORDS.start + A, value)])
+
+
+def test_a_number_belongs_to_the_principal_it_began_as(table: Table) -> None:
+    """Another principal is refused, before and after a restart, and learns no more; so is its goodbye."""
+    table.apply(A, 1)
+    table.principal = "uid:2"
+    for _ in range(2):
+        assert table.code(A, 1) == Code.IDENTITY
+        assert table.code(A, 2) == Code.IDENTITY
+        with pytest.raises(RefusedError, match="another user or key"):
+            table.table.check_owner(A, "uid:2")
+        table.table.forget(A, "uid:2")
+        assert not table.pending()
+        table.restart()
+    table.principal = "uid:1"
+    table.table.check_owner(A, "uid:1")
+    table.table.check_owner(B, "uid:2")
+    assert table.look_up(A, 1) == DONE
+
+
+def test_without_a_principal_the_id_is_a_bearer_secret(table: Table) -> None:
+    """Who began as nobody in particular is whoever knows the id; nobody in particular is not somebody."""
+    table.principal = ""
+    table.apply(A, 1)
+    table.principal = "uid:1"
+    table.apply(B, 1)
+    assert table.look_up(A, 1) == DONE
+    table.table.check_owner(A, "uid:1")
+    table.principal = ""
+    assert table.code(B, 1) == Code.IDENTITY
+
+
+def test_a_principal_has_only_so_many_clients_remembered() -> None:
+    """At the limit the next client of the same principal is refused, and another's is not; whoever goes makes room."""
+    table = Table(Limits(principal_clients_remembered_max=2))
+    clients = [number.to_bytes(16, "big") for number in range(4)]
+    for client in clients[:2]:
+        table.apply(client, 1)
+    for _ in range(2):
+        assert table.code(clients[2], 1) == Code.BUSY
+        with pytest.raises(RefusedError, match="principal_clients_remembered_max is 2"):
+            table.look_up(clients[2], 1)
+        assert table.look_up(clients[0], 2) is None
+        table.restart()
+    table.principal = "uid:2"
+    table.apply(clients[2], 1)
+    table.principal = "uid:1"
+    for client in clients[:2]:
+        table.table.forget(client, "uid:1")
+    table.apply(clients[3], 1)
+    assert len(table.table) == 2

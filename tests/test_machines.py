@@ -21,6 +21,7 @@ from hypothesis.stateful import (
 )
 
 from dbmd import protocol
+from dbmd.access import OPERATOR, Grant
 from dbmd.commit import GroupCommit
 from dbmd.effects import Scan, segment
 from dbmd.engines.leveldb import LevelDB
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from dbmd.protocol import Message
     from dbmd.storage import Committer
 
+EVERYBODY = Grant("uid:1", OPERATOR)
 LIMITS = Limits(client_window=3, clients_remembered_max=6, identity_expiry_s=2, page_bytes_max=4 * KIB)
 CLIENTS = 2
 DEADLINE_MS = 500
@@ -155,19 +157,19 @@ class World(RuleBasedStateMachine):
         elif isinstance(message, Commands):
             for command in message.commands:
                 before = self.core.gathered
-                told = self.core.admit(connection, message, command, self.now_ms, self.uptime())
+                told = self.core.admit(connection, message, command, self.now_ms, self.uptime(), EVERYBODY)
                 if told is not None:
                     self.answer(told)
                 elif self.core.gathered > before:
                     late = (message.client, command.number) in self.given_up
                     assert not late, "a command was admitted behind its deadline"
         elif isinstance(message, Settle):
-            told = self.core.settle(connection, message, self.uptime())
+            told = self.core.settle(connection, message, self.uptime(), EVERYBODY)
             if told is not None:
                 self.answer(told)
         elif isinstance(message, Goodbye):
             self.peers = {each: client for each, client in self.peers.items() if client != message.client}
-            self.core.goodbye(message.client)
+            self.core.goodbye(message.client, EVERYBODY)
 
     def commit(self, *, housekeeping: bool = False) -> list[Told]:
         """Commit the gathering group, and apply it to the model: everything in it is true from now on."""

@@ -17,20 +17,23 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import zmq
 
 from dbmd import protocol
+from dbmd.access import peer_of
 from dbmd.actors.refusals import Refusals
 from dbmd.identities import shown
 from dbmd.protocol import Code, Error, Hello, ProtocolError, Welcome
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
+    from dbmd.access import Grant
     from dbmd.limits import Limits
     from dbmd.log import Log
 
 IDLE_MS = 1_000  # an idle actor wakes this often to look after leases
 SWEEP_MS = 10_000  # how often connections of processes that are gone are looked for: ROUTER tells of none
 SWEEP_AGAIN_MS = 1_000  # where there is no room for another connection, it is looked for them this often at most
-UNTAKEN = {Code.HELLO: "ungreeted", Code.BUSY: "clients_refused"}  # what is not malformed, and yet not taken
+# What is not malformed, and yet not taken.
+UNTAKEN = {Code.HELLO: "ungreeted", Code.BUSY: "clients_refused", Code.RIGHT: "refused", Code.IDENTITY: "refused"}
 DRAIN_MESSAGES_MAX = 256  # messages taken in before the rest of the turn is done
 
 
@@ -53,11 +56,9 @@ class Origin(NamedTuple):
 
     @classmethod
     def of(cls, address: str) -> Origin:
-        """Read libzmq's ``Peer-Address``; over ipc it ends in the peer's uid, gid and pid."""
-        parts = address.rsplit(":", 3)
-        if len(parts) == 4 and all(part.isdigit() for part in parts[1:]):  # noqa: PLR2004 - name, uid, gid, pid
-            return cls(address, int(parts[1]), int(parts[3]) or None)
-        return cls(address)
+        """Read libzmq's ``Peer-Address``."""
+        peer = peer_of(address)
+        return cls(address) if peer is None else cls(address, peer.uid, peer.pid or None)
 
     def __str__(self) -> str:
         """Name it in the log."""
@@ -75,6 +76,7 @@ class Peer(NamedTuple):
     shown: str
     process: str
     origin: Origin
+    grant: Grant
 
     def must_be(self, client: bytes) -> None:
         """Refuse a message about another client than the one that said hello."""
@@ -90,13 +92,19 @@ class Ticket(NamedTuple):
 
 
 class Nature(NamedTuple):
-    """What all actors of one daemon share. ``in_place`` says whether the database is still where it was."""
+    """
+    What all actors of one daemon share.
+
+    ``in_place`` says whether the database is still where it was; ``grants`` are what peers were let in with, by the
+    user id that ZAP gave them.
+    """
 
     limits: Limits
     log: Log
     welcome: Callable[[int], Welcome]
     in_place: Callable[[], bool]
     died: Callable[[Actor, BaseException], None]
+    grants: Mapping[str, Grant]
 
 
 class ReplacedError(Exception):
@@ -246,7 +254,7 @@ class Actor:
                 raise ProtocolError(Code.MALFORMED, text)
             message = protocol.decode(frames[0])
             if isinstance(message, Hello):
-                self._greet(route, message, Origin.of(str(sender.get("Peer-Address"))))
+                self._greet(route, message, sender)
                 return
             if peer is None:
                 raise ProtocolError(Code.HELLO, "say hello to this run of the daemon first")
@@ -267,7 +275,10 @@ class Actor:
         self.peers.move_to_end(route)
         self._heard_ms[route] = self.turned_ms
 
-    def _greet(self, route: bytes, hello: Hello, origin: Origin) -> None:
+    def check_owner(self, client: bytes, grant: Grant) -> None:
+        """Refuse a client id that is known as another principal's, where this actor knows."""
+
+    def _greet(self, route: bytes, hello: Hello, sender: zmq.Frame) -> None:
         """Answer a hello, which is also how a client asks whether anybody is there."""
         if len(hello.client) != protocol.CLIENT_ID_BYTES:
             text = f"a client id has {protocol.CLIENT_ID_BYTES} bytes, not {len(hello.client)}"
@@ -275,12 +286,22 @@ class Actor:
         version = protocol.common_version(hello)
         if not self.nature.in_place():
             raise ReplacedError("the database's directory was removed or replaced")
+        grant = self.nature.grants.get(_user_id(sender))
+        if grant is None:
+            raise ProtocolError(Code.RIGHT, "this connection's user or key is not let in any more")
+        self.check_owner(hello.client, grant)
+        origin = Origin.of(str(sender.get("Peer-Address")))
         if route not in self.peers:
             self._make_room(hello.client, origin)
-        peer = Peer(hello.client, shown(hello.client), hello.process[:200], origin)
+        peer = Peer(hello.client, shown(hello.client), hello.process[:200], origin, grant)
         if self.peers.get(route) != peer:
-            self._logger.debug(
-                "client connected", client=peer.shown, process=peer.process, pid=origin.pid, uid=origin.uid
+            self._logger.info(
+                "client connected",
+                client=peer.shown,
+                process=peer.process,
+                pid=origin.pid,
+                principal=grant.principal,
+                role=grant.role.name,
             )
             self.counts["greeted"] += 1
         self.peers[route] = peer
@@ -309,3 +330,11 @@ class Actor:
         else:
             return True
         return False
+
+
+def _user_id(sender: zmq.Frame) -> str:
+    """Return what the gate let a connection in as; a connection that no gate saw has none, and is nobody."""
+    try:
+        return str(sender.get("User-Id"))
+    except zmq.ZMQError:
+        return ""

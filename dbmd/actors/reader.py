@@ -6,6 +6,7 @@ import secrets
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dbmd import operations, protocol
+from dbmd.access import Right
 from dbmd.actors.actor import IDLE_MS, Actor, Nature, Peer, clock_ms, now_us
 from dbmd.effects import Count, Get, RefusedError, Scan, Status
 from dbmd.paging import Paging
@@ -109,12 +110,7 @@ class Reader(Actor):
             if refused is not None:
                 self.send(route, Answers([refused]))
         elif isinstance(message, Credit):
-            if not self._paging.grant(route, message.tag, message.pages, clock_ms()):
-                self.counts["credit_for_nothing"] += 1
-                if not message.pages:  # it waits for a page in vain; credit that is late is asked nothing
-                    self.send(route, Answers([Answer(message.tag, Outcome.FAILED, (str(Code.SNAPSHOT), NOT_OPEN))]))
-            elif not message.pages and (awaited := self._paging.awaited(route, message.tag)) is not None:
-                self.send(route, awaited)
+            self._credit(route, peer, message)
         elif isinstance(message, Cancel):
             self._paging.cancel(route, message.tag)
             self._asked.pop((route, message.tag), None)
@@ -124,6 +120,18 @@ class Reader(Actor):
         else:
             text = f"a {type(message).__name__.lower()} message is not for a reader"
             raise ProtocolError(Code.MALFORMED, text)
+
+    def _credit(self, route: bytes, peer: Peer, credit: Credit) -> None:
+        """Send on, or say that there is nothing to send."""
+        if not peer.grant.role.has(Right.READ):  # its key was revoked in the middle of a scan
+            self._drop(route)
+            raise ProtocolError(Code.RIGHT, f"the role {peer.grant.role.name} may read nothing")
+        if not self._paging.grant(route, credit.tag, credit.pages, clock_ms()):
+            self.counts["credit_for_nothing"] += 1
+            if not credit.pages:  # it waits for a page in vain; credit that is late is asked nothing
+                self.send(route, Answers([Answer(credit.tag, Outcome.FAILED, (str(Code.SNAPSHOT), NOT_OPEN))]))
+        elif not credit.pages and (awaited := self._paging.awaited(route, credit.tag)) is not None:
+            self.send(route, awaited)
 
     def _answer_all(self, route: bytes, peer: Peer, queries: list[Query], arrived_us: int) -> None:
         """Answer queries, in frames of about a page: one frame may ask for more than the memory holds."""
@@ -140,7 +148,7 @@ class Reader(Actor):
         if answers:
             self.send(route, Answers(answers))
 
-    def _question(self, body: bytes) -> tuple[Operation, tuple[Any, ...], Question]:
+    def _question(self, peer: Peer, body: bytes) -> tuple[Operation, tuple[Any, ...], Question]:
         """Return what an untrusted body asks; raises ``RefusedError`` and ``ProtocolError``."""
         name, arguments = protocol.unpack_body(body)
         operation = operations.REGISTRY.get(name)
@@ -148,6 +156,7 @@ class Reader(Actor):
             raise RefusedError(Code.OPERATION, f"{name!r} is not a query of the {self.name} reader")
         effect = operation.verb.effect(arguments, self.nature.limits)
         assert isinstance(effect, Get | Scan | Count | Status)  # noqa: S101 - no command has a reader's role
+        peer.grant.role.check(operation.right, effect)
         return operation, arguments, effect
 
     def _answer(self, route: bytes, peer: Peer, query: Query, arrived_us: int) -> Answer | None:
@@ -157,7 +166,7 @@ class Reader(Actor):
         arguments: tuple[Any, ...] = ()
         try:
             _check_deadline(query.deadline_ms)
-            operation, arguments, question = self._question(query.body)
+            operation, arguments, question = self._question(peer, query.body)
             if isinstance(question, Count):
                 if (route, query.tag) in self._asked:
                     return None  # asked again because it takes long: from the start it would never end
@@ -187,7 +196,7 @@ class Reader(Actor):
         arguments: tuple[Any, ...] = ()
         try:
             _check_deadline(request.deadline_ms)
-            operation, arguments, question = self._question(request.body)
+            operation, arguments, question = self._question(peer, request.body)
             if not isinstance(question, Scan):
                 raise RefusedError(Code.OPERATION, f"{operation.name} is not a scan")
             asked = _Asked(operation, arguments, arrived_us, started_us, peer.shown)

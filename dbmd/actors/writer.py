@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import zmq
 
 from dbmd.actors.actor import Actor, Nature, Peer, ReplacedError, Ticket, clock_ms, now_us
+from dbmd.effects import RefusedError
 from dbmd.identities import shown
 from dbmd.limits import TURNS_GROUPS
 from dbmd.protocol import (
@@ -33,6 +34,7 @@ from dbmd.turns import Turns
 
 if TYPE_CHECKING:
     from dbmd import protocol
+    from dbmd.access import Grant
     from dbmd.commit import GroupCommit, Told
     from dbmd.engines.leveldb import LevelDB
     from dbmd.protocol import Command
@@ -100,7 +102,7 @@ class Writer(Actor):
             peer = self.peers.get(ticket.route)
             if peer is None or peer.client != frame.client:
                 continue  # it said goodbye, or is gone: a copy that is left behind must not be taken for new
-            told = self._core.admit(ticket, frame, command, now, uptime)
+            told = self._core.admit(ticket, frame, command, now, uptime, peer.grant)
             if told is not None:
                 at_once.append(told)
         if at_once:
@@ -204,18 +206,26 @@ class Writer(Actor):
             if len(message.client) != CLIENT_ID_BYTES:
                 text = f"a client id has {CLIENT_ID_BYTES} bytes, not {len(message.client)}"
                 raise ProtocolError(Code.MALFORMED, text)
-            settled = self._core.settle(ticket, message, self.uptime_ms())
+            settled = self._core.settle(ticket, message, self.uptime_ms(), peer.grant)
             if settled is not None:
                 self._answer_at_once([settled])
         elif isinstance(message, Goodbye):
             peer.must_be(message.client)
             # Whatever else of this client is still on its way comes from a connection that is now unknown.
-            for other in [each for each, known in self.peers.items() if known.client == message.client]:
+            mine = (peer.client, peer.grant.principal)
+            for other in [each for each, known in self.peers.items() if (known.client, known.grant.principal) == mine]:
                 self.forget(other)
-            self._core.goodbye(message.client)
+            self._core.goodbye(message.client, peer.grant)
         else:
             text = f"a {type(message).__name__.lower()} message is not for the writer"
             raise ProtocolError(Code.MALFORMED, text)
+
+    def check_owner(self, client: bytes, grant: Grant) -> None:
+        """Refuse a client id that is known as another principal's."""
+        try:
+            self._core.identities.check_owner(client, grant.principal)
+        except RefusedError as error:
+            raise ProtocolError(error.code, error.text) from None
 
     def _answer_at_once(self, told: list[Told]) -> None:
         """Tell what waits for no group: known, expired, refused at the first copy."""
@@ -227,7 +237,9 @@ class Writer(Actor):
             answer = each.answer
             if answer.outcome == Outcome.REFUSED and answer.payload[0] == Code.IDENTITY:
                 # A client that numbers twice, or somebody who poses as it: its promises are worth nothing.
-                self._logger.error("number given to two commands", client=shown(each.client), number=each.number)
+                self._logger.error(
+                    "identity refused", client=shown(each.client), number=each.number, reason=answer.payload[1]
+                )
 
     def park(self) -> None:
         """Finish and answer the group in hand, and persist what said goodbye."""

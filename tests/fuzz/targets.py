@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from dbmd import operations, protocol
+from dbmd.access import OPERATOR, Grant
 from dbmd.commit import GroupCommit
 from dbmd.effects import Append, Batch, Count, Get, RefusedError, Replace, Scan, segment
 from dbmd.keyspaces import ENTRIES
@@ -32,6 +33,7 @@ from tests.fuzz.frames import CLIENTS, TAGS
 if TYPE_CHECKING:
     from dbmd.protocol import Message
 
+GRANT = Grant("uid:1", OPERATOR)
 LIMITS = Limits(key_bytes_max=64, value_bytes_max=1024, batch_keys_max=100, scans_max=4, clients_remembered_max=64)
 GROUP_FRAMES = 20
 EVERYTHING = Scan((segment(ENTRIES),))
@@ -72,16 +74,16 @@ class Daemon:
     def _take(self, message: Message) -> str:
         if isinstance(message, Commands):
             told = [
-                self.core.admit("me", message, each, self.taken, self.taken)
+                self.core.admit("me", message, each, self.taken, self.taken, GRANT)
                 for each in message.commands
                 if message.client in CLIENTS
             ]
             return " ".join(str(each.answer.payload) for each in told if each is not None)
         if isinstance(message, Settle):
-            settled = self.core.settle("me", message, self.taken)
+            settled = self.core.settle("me", message, self.taken, GRANT)
             return str(settled.answer.payload) if settled else ""
         if isinstance(message, Goodbye):
-            self.core.goodbye(message.client)
+            self.core.goodbye(message.client, GRANT)
         elif isinstance(message, Queries):
             return " ".join(self._ask(each.body, each.tag, 1) for each in message.queries)
         elif isinstance(message, ScanRequest):

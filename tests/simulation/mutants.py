@@ -116,6 +116,20 @@ MUTANTS = (
         "                if False:\n",
     ),
     Mutant(
+        "principal not compared",
+        "an identity belongs to its principal",
+        IDENTITIES,
+        '            if known.principal not in (principal, ""):\n                raise',
+        "            if False:\n                raise",
+    ),
+    Mutant(
+        "principal not stored",
+        "an identity belongs to its principal, over restarts too",
+        IDENTITIES,
+        "protocol.pack((RECORD_FORMAT, known.principal,",
+        'protocol.pack((RECORD_FORMAT, "",',
+    ),
+    Mutant(
         "birth ignored",
         "an unknown id born before the expiry is expired, not new",
         IDENTITIES,

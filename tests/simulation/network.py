@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 
 READABLE = int(zmq.POLLIN)
+PRINCIPALS = ("uid:1", "uid:2")  # the honest clients, and the rogue
 PACES = (0.9, 0.9, 0.9, 0.9, 0.1, 0.005)  # some connections crawl, and are given up while much is under way
 PACES_STALE = (0.9, 0.2, 0.05, 0.05)
 
@@ -54,6 +55,7 @@ class Dealer:
         self.linger = self.sndhwm = self.rcvhwm = self.reconnect_ivl = self.reconnect_ivl_max = 0
         self.allowed = 0
         self.role = ""
+        self.principal = PRINCIPALS[0]
         self.connection: Connection | None = None
         self.pending: deque[bytes] = deque()
         self.inbox: deque[list[bytes]] = deque()
@@ -108,16 +110,17 @@ class CrashError(Exception):
 
 
 class Sender:
-    """The first frame of what a ROUTER received: its route, and where that comes from."""
+    """The first frame of what a ROUTER received: its route, which begins with the principal."""
 
     __slots__ = ("bytes",)
 
     def __init__(self, route: bytes) -> None:
         self.bytes = route
 
-    def get(self, _property: str) -> str:
-        """Return the peer's address, which tells every connection apart from the others."""
-        return f"sim-{self.bytes.decode()}"
+    def get(self, name: str) -> str:
+        """Return who it is, or the peer's address, which tells every connection apart from the others."""
+        route = self.bytes.decode()
+        return route.partition(" ")[0] if name == "User-Id" else f"sim-{route}"
 
 
 class Router:
@@ -186,7 +189,9 @@ class Network:
         if not self.up:
             return
         self._routes += 1
-        connection = Connection(b"%d" % self._routes, dealer.role, self._rng.choice(self._paces))
+        connection = Connection(
+            f"{dealer.principal} {self._routes}".encode(), dealer.role, self._rng.choice(self._paces)
+        )
         self._live[connection.route] = dealer.connection = connection
         connection.to_daemon.extend(dealer.pending)
         dealer.pending.clear()

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import zmq
 
 from dbmd import protocol
-from dbmd.protocol import Code, Command, Commands, Error, Goodbye, Hello, Outcome, Replies, Settle, Welcome
+from dbmd.protocol import Code, Command, Commands, Error, Goodbye, Hello, Outcome, Replies, Settle, Settled, Welcome
+from tests.simulation.network import PRINCIPALS
 
 if TYPE_CHECKING:
     from dbmd.protocol import Message
@@ -68,8 +69,10 @@ class Rogue:
     def __init__(self, world: World) -> None:
         self.world = world
         self.socket: Dealer = world.context.socket(0)
+        self.socket.principal = PRINCIPALS[1]
         self.socket.connect("sim://writer")
         self._client = world.new_id()
+        self._stolen: set[int] = set()
         self._welcome: Welcome | None = None
         self._leaver: Leaver | None = None
         self._ghost = world.new_id()
@@ -98,7 +101,16 @@ class Rogue:
             return
         if self._leaver is None or self._leaver.gone:
             self._leaver = Leaver(self.world, self._welcome.uptime_ms)
-        rng.choice((self._past_the_window, self._two_for_one, self._two_for_one, self._garbage, self._far_ahead))()
+        rng.choice(
+            (
+                self._past_the_window,
+                self._two_for_one,
+                self._two_for_one,
+                self._garbage,
+                self._far_ahead,
+                self._steal,
+            )
+        )()
 
     def _ungreeted(self) -> None:
         client, number = self.world.new_id(), 1
@@ -132,6 +144,15 @@ class Rogue:
         self.world.checker.forbid((self._ghost, self._barred), "it was never sent")
         self._send(Settle(self.world.tag(), self._ghost, self._welcome.uptime_ms, self._barred))
 
+    def _steal(self) -> None:
+        """Ask what became of a command of another principal."""
+        assert self._welcome is not None
+        others = [each for each in self.world.checker.admitted if each[0] not in (self._client, self._ghost)]
+        if others:
+            tag = self.world.tag()
+            self._stolen.add(tag)
+            self._send(Settle(tag, others[0][0], self._welcome.uptime_ms, others[0][1]))
+
     def _garbage(self) -> None:
         self.socket.send(self.world.rng.randbytes(self.world.rng.randint(0, 9)))
 
@@ -141,6 +162,10 @@ class Rogue:
                 self._welcome = message
             elif isinstance(message, Error) and message.code == Code.HELLO:
                 self._welcome = None
+            elif isinstance(message, Settled) and message.tag in self._stolen:
+                told = message.payload[0] if message.outcome != Outcome.DONE else "done"
+                honest = told in {Code.IDENTITY, Code.EXPIRED}
+                self.world.checker.that(honest, "an outcome is told to its own principal only", told)
             elif isinstance(message, Replies):
                 for reply in message.replies:
                     body = self._bodies.get(-reply.number if reply.attempt == SECOND else reply.number)

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+from dbmd.access import OPERATOR, Grant
 from dbmd.actors import actor as actor_room
 from dbmd.actors import reader as reader_room
 from dbmd.actors import writer as writer_room
@@ -27,7 +28,7 @@ from dbmd_client import traffic as traffic_room
 from tests.simulation.checker import Checker, Identity
 from tests.simulation.clients import Client, Unknown
 from tests.simulation.disk import Disk
-from tests.simulation.network import Context, CrashError, Network, Router
+from tests.simulation.network import PRINCIPALS, Context, CrashError, Network, Router
 from tests.simulation.rogue import Rogue
 from tests.simulation.work import VALUE_BYTES_MAX, Wishes
 
@@ -46,6 +47,7 @@ TIMEOUTS_MS = (300, 2_000, 8_000, 8_000, 40_000)
 STEPS_MS = (0, 0, 0, 1, 5, 20, 60, 400)
 ROLES = ("writer", "points", "scans")
 READERS = ("points", "scans", "scans")
+GRANTS = {each: Grant(each, OPERATOR) for each in PRINCIPALS}
 
 
 class Silence:
@@ -139,7 +141,7 @@ class World:
         self._runs += 1
         core = GroupCommit(self.disk, self.limits)
         self._spy(core)
-        nature = Nature(self.limits, Silence(), self._welcome, self.disk.in_place, self._died)  # type: ignore[arg-type]
+        nature = Nature(self.limits, Silence(), self._welcome, self.disk.in_place, self._died, GRANTS)  # type: ignore[arg-type]
         source = Source(self.disk, self.disk.snapshot, lambda _asker: {})
         self._routers = {role: Router(self.network) for role in ROLES}
         sockets: dict[str, Any] = dict(self._routers)
@@ -163,8 +165,8 @@ class World:
         """Note the order of admission, and each command's newest copy: its route is whom to answer."""
         admit, settle, committed, checker = core.admit, core.settle, core.committed, self.checker
 
-        def admitting(ticket: Any, frame: Commands, command: Command, clock_ms: int, uptime_ms: int) -> Told | None:  # noqa: ANN401
-            told = admit(ticket, frame, command, clock_ms, uptime_ms)
+        def admitting(ticket: Any, frame: Commands, command: Command, *rest: Any) -> Told | None:  # noqa: ANN401
+            told = admit(ticket, frame, command, *rest)
             if told is None:
                 identity = (frame.client, command.number)
                 checker.admitted.setdefault(identity, core._admitted[identity].completion)
@@ -174,8 +176,8 @@ class World:
                 checker.telling(frame.client, told.answer, command.number)
             return told
 
-        def settling(ticket: Any, ask: Settle, uptime_ms: int) -> Told | None:  # noqa: ANN401
-            told = settle(ticket, ask, uptime_ms)
+        def settling(ticket: Any, ask: Settle, *rest: Any) -> Told | None:  # noqa: ANN401
+            told = settle(ticket, ask, *rest)
             if told is not None:
                 checker.telling(ask.client, told.answer, ask.number)
             return told
@@ -189,7 +191,7 @@ class World:
                     checker.that(found == newest, "a command in hand is answered where its newest copy came from")
             return told
 
-        core.admit, core.settle, core.committed = admitting, settling, answering  # type: ignore[method-assign]
+        core.admit, core.settle, core.committed = admitting, settling, answering  # type: ignore[assignment,method-assign]
 
     def turn(self, role: str, *, everything: bool = False) -> None:
         """Let one actor do a turn; whatever kills it kills the run."""
