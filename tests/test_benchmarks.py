@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from functools import partial
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.benchmarks import __main__, clients, figures, goals, records, report, stores, systems, workers
+from tests.benchmarks import __main__, clients, documents, figures, goals, records, report, stores, systems, workers
 from tests.benchmarks.rounds import Bench, Work, interleave
 from tests.daemon_process import private_runtime
 
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 TOLD = [workers.Told([0.001, 0.003], 500.0, 0.002), workers.Told([0.002, 0.002], 500.0, 0.004)]
+ROUNDS = [figures.Round(1234.0, 0.5, 2.0, 40.0, 80.0)] * 3
+FINDINGS = figures.Findings([figures.Series(goals.STORE, "dbmd", "8", ROUNDS)], {"stores/redis/8": [1.0, 1.2, 1.6]})
+FOUND = {"stores": report.Taken(FINDINGS, "2026-01-01", "a machine", 3, 1.0, 0.25)}
 
 
 def test_a_round_sums_up_what_its_clients_tell() -> None:
@@ -57,11 +61,8 @@ def test_no_two_goals_share_a_key() -> None:
 
 def test_the_report_shows_each_number_beside_its_goal() -> None:
     """A job's ratio stands in the table with its must, its goal and the verdict, and its rounds below."""
-    rounds = [figures.Round(1234.0, 0.5, 2.0, 40.0, 80.0)] * 3
-    found = figures.Findings([figures.Series(goals.STORE, "dbmd", "8", rounds)], {"stores/redis/8": [1.0, 1.2, 1.6]})
-    again = figures.Findings.of(found.plain())
-    assert again == found
-    text = report.rendered({"stores": report.Taken(again, "2026-01-01", "a machine", 3, 1.0, 0.25)})
+    assert figures.Findings.of(json.loads(json.dumps(FINDINGS.plain()))) == FINDINGS
+    text = report.rendered(FOUND)
     assert f"| {goals.STORE} | 8 | Redis always | **1.2** | 1 - 1.6 | ≥ 1.1 | ≥ 1.5 | must |" in text
     assert f"| {goals.STORE} | 8 | dbmd | 1,234 (1,234 - 1,234) | 0.5 | 2 | 40 | 80 |" in text
     assert "Machine: a machine." in text
@@ -108,3 +109,23 @@ def test_a_client_that_fails_fails_the_job() -> None:
     """What a client process raises is raised here, with its traceback."""
     with workers.Workers(1) as crew, pytest.raises(workers.ClientError, match="unable to open database file"):
         crew.round([workers.Task(partial(clients.Sqlite, "/nowhere/at/all"), stores.storing)], 0.1, None)
+
+
+def test_the_plots_are_drawn_from_the_same_findings(tmp_path: Path) -> None:
+    """Each plot that the documents show is an SVG, which names the systems and is the same when drawn again."""
+    from tests.benchmarks import plots
+
+    drawn = [{path.stem: path.read_text("utf-8") for path in plots.draw(FOUND, tmp_path)} for _ in range(2)]
+    assert drawn[0] == drawn[1]
+    assert set(drawn[0]) == set(report.PLOTS)
+    assert all("dbmd" in text for text in drawn[0].values())
+
+
+def test_what_is_kept_is_what_is_shown() -> None:
+    """The README's part is written between its marks, and everything around it stays."""
+    text = documents.readme(f"before\n{documents.BEGIN}old\n{documents.END}\nafter\n", FOUND)
+    assert text.startswith(f"before\n{documents.BEGIN}\n| job |")
+    assert text.endswith(f"{documents.END}\nafter\n")
+    assert documents.readme(text, FOUND) == text
+    with pytest.raises(ValueError, match="no place"):
+        documents.readme("before", FOUND)

@@ -1,4 +1,4 @@
-"""``python -m tests.benchmarks``: runs the jobs that are asked for, and prints what they found."""
+"""``python -m tests.benchmarks``: runs the jobs asked for, prints what they found, and writes it down if told to."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dbmd.places import FOLDER_VARIABLE
-from tests.benchmarks import machine, reads, report, scans, stores, upkeep
+from tests.benchmarks import documents, machine, reads, report, scans, stores, upkeep
 from tests.benchmarks.rounds import Bench
 
 if TYPE_CHECKING:
@@ -48,7 +48,12 @@ def asked_of(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, help=f"of one round; default: {SECONDS:g}")
     parser.add_argument("--quick", action="store_true", help="few short rounds over few records: a check, not figures")
     parser.add_argument("--folder", type=Path, default=Path(DISK), help="on the disk to measure; default: %(default)s")
+    parser.add_argument(
+        "--write", action="store_true", help="write docs/benchmarks.md, its plots and the README's part"
+    )
     asked = parser.parse_args(words)
+    if asked.write and asked.quick:
+        parser.error("a quick run's figures are not worth writing")
     asked.jobs = asked.jobs.split(",")
     if unknown := set(asked.jobs) - set(JOBS):
         parser.error(f"no such job: {', '.join(sorted(unknown))}")
@@ -76,7 +81,12 @@ def main(words: Sequence[str] | None = None) -> int:
     """Run what the command line asks for; return the exit code."""
     asked = asked_of(words)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that everything started is ended
-    taken = {name: run(name, asked) for name in asked.jobs}
+    taken: dict[str, report.Taken] = {}
+    for name in asked.jobs:
+        taken[name] = run(name, asked)
+        if asked.write:
+            every = documents.kept() | taken
+            documents.keep({each: every[each] for each in JOBS if each in every})
     sys.stdout.write(report.rendered(taken))
     return 0
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tests.benchmarks.figures import Findings, Series, spread
 from tests.benchmarks.goals import GOALS
@@ -12,6 +12,31 @@ if TYPE_CHECKING:
 
     from tests.benchmarks.figures import Round
     from tests.benchmarks.goals import Goal
+
+HEAD = """\
+# The speed of dbmd
+
+Written by `make bench`, which measures all of it on the machine it runs on. A part of it, for whoever makes dbmd
+faster: `.venv/bin/python -m tests.benchmarks --help`.
+
+- Client processes are started before the rounds and released together. In each round they do the same work on every
+  system in turn, and a ratio compares two systems within one round. The interval is the lowest and the highest round.
+- Everything of dbmd is on: identities, limits, checks, and its log, one line per operation to a file on the same
+  disk. The clients' own loggers speak from warnings on, because the clients of the others log nothing.
+- Redis runs with `appendonly yes`, `appendfsync always` and `save ""` behind a Unix socket, and is driven by redis-py
+  with hiredis. SQLite is in WAL mode with `synchronous=FULL`, one connection a process; LMDB syncs, as by default.
+- Records are appointments of 0.65 to 1.2 kB under random keys. Every side encodes with `json.dumps`, as a tower's disk
+  has it, and decodes with orjson, as dbmd's client does.
+- CPU time is that of one record: of all client processes together, and of the server's process with all its threads.
+- What is loaded whole goes into an empty process, and freeing it is not counted.
+"""
+
+PLOTS = {
+    "goals": "What each job reaches of what it must",
+    "rates": "Records a second",
+    "latencies": "Latencies",
+    "cpu": "CPU time of a record",
+}
 
 
 class Taken(NamedTuple):
@@ -23,6 +48,10 @@ class Taken(NamedTuple):
     rounds: int
     seconds: float
     load: float
+
+    def where(self) -> dict[str, Any]:
+        """Return all but the findings."""
+        return {key: each for key, each in self._asdict().items() if key != "findings"}
 
 
 def number(value: float) -> str:
@@ -75,19 +104,35 @@ def series_table(taken: Mapping[str, Taken]) -> list[str]:
     ]
 
 
-def rendered(taken: Mapping[str, Taken]) -> str:
-    """Return all there is to say as Markdown."""
-    lines = goals_table(taken)
-    if any(one.findings.series for one in taken.values()):
-        lines += ["", *series_table(taken)]
-    lines += [
-        "",
-        "| job | taken | rounds of seconds | load average before | notes |",
-        "| --- | --- | ---: | ---: | --- |",
-    ]
+def runs_table(taken: Mapping[str, Taken]) -> list[str]:
+    """Return when each job ran, how long, and beside what."""
+    lines = ["| job | taken | rounds, seconds | load average before | notes |", "| --- | --- | ---: | ---: | --- |"]
     for name, one in taken.items():
         notes = "; ".join(one.findings.notes)
         lines.append(f"| {name} | {one.day} | {one.rounds} x {one.seconds:g} | {one.load:.1f} | {notes} |")
-    for machine in dict.fromkeys(one.machine for one in taken.values()):
-        lines += ["", f"Machine: {machine}."]
-    return "\n".join(lines) + "\n"
+    return lines
+
+
+def machines(taken: Mapping[str, Taken]) -> list[str]:
+    """Return every machine that figures were taken on: one, if all were taken together."""
+    return [f"Machine: {machine}." for machine in dict.fromkeys(one.machine for one in taken.values())]
+
+
+def rendered(taken: Mapping[str, Taken]) -> str:
+    """Return all there is to say as Markdown."""
+    parts = [goals_table(taken), series_table(taken), runs_table(taken), machines(taken)]
+    return "\n\n".join("\n".join(lines) for lines in parts) + "\n"
+
+
+def document(taken: Mapping[str, Taken]) -> str:
+    """Return docs/benchmarks.md."""
+    shown = [f"![{title}](benchmarks/{name}.svg)" for name, title in PLOTS.items()]
+    return "\n".join([HEAD, rendered(taken), *shown]) + "\n"
+
+
+def summary(taken: Mapping[str, Taken]) -> str:
+    """Return the README's section: every goal, and whether it is met."""
+    busiest = max(one.load for one in taken.values())
+    said = f"The load average before a job was up to {busiest:.1f}: other work was using the cores, too."
+    plot = f"![{PLOTS['goals']}](docs/benchmarks/goals.svg)"
+    return "\n".join([*goals_table(taken), "", *machines(taken), said, "", plot, ""])
