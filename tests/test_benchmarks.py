@@ -71,7 +71,8 @@ def test_the_report_shows_each_number_beside_its_goal() -> None:
 def test_the_command_line_names_jobs(tmp_path: Path) -> None:
     """An unknown job ends the run before anything is started, and a quick run is short."""
     asked = __main__.asked_of(["--quick", "--jobs", "stores,points", "--folder", "/"])
-    assert (asked.jobs, asked.rounds) == (["stores", "points"], __main__.QUICK_ROUNDS)
+    assert (asked.jobs, asked.seconds) == (["stores", "points"], __main__.QUICK_SECONDS)
+    assert {__main__.rounds_of(name, quick=False) for name in __main__.JOBS} == {5, 9}
     with pytest.raises(SystemExit):
         __main__.asked_of(["--jobs", "nothing", "--folder", str(tmp_path)])
 

@@ -34,8 +34,10 @@ JOBS: dict[str, Callable[[Bench], Findings]] = {
     "growth": upkeep.growth,
 }
 LONG = frozenset({"growth"})  # a quarter of an hour, and 25 GB of disk
+WHOLE = frozenset({"load", "memory", "idle"})  # a round of these lasts until it is done, however long that is
 DISK = "/var/tmp"  # noqa: S108 - a disk that outlives a boot; /tmp may be memory, where a sync costs nothing
-ROUNDS, SECONDS = 5, 3.0
+ROUNDS, SECONDS = 9, 1.5  # many and short: what disturbs one round shall not disturb most
+WHOLE_ROUNDS = 5
 QUICK_ROUNDS, QUICK_SECONDS, QUICK_SCALE = 2, 0.5, 0.02
 
 
@@ -44,7 +46,9 @@ def asked_of(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     usual = [name for name in JOBS if name not in LONG]
     parser.add_argument("--jobs", default=",".join(usual), help=f"of {', '.join(JOBS)}; default: %(default)s")
-    parser.add_argument("--rounds", type=int, help=f"default: {ROUNDS}")
+    parser.add_argument(
+        "--rounds", type=int, help=f"default: {ROUNDS}, or {WHOLE_ROUNDS} for {', '.join(sorted(WHOLE))}"
+    )
     parser.add_argument("--seconds", type=float, help=f"of one round; default: {SECONDS:g}")
     parser.add_argument("--quick", action="store_true", help="few short rounds over few records: a check, not figures")
     parser.add_argument("--folder", type=Path, default=Path(DISK), help="on the disk to measure; default: %(default)s")
@@ -57,24 +61,33 @@ def asked_of(words: Sequence[str] | None) -> argparse.Namespace:
     asked.jobs = asked.jobs.split(",")
     if unknown := set(asked.jobs) - set(JOBS):
         parser.error(f"no such job: {', '.join(sorted(unknown))}")
-    asked.rounds = asked.rounds or (QUICK_ROUNDS if asked.quick else ROUNDS)
     asked.seconds = asked.seconds or (QUICK_SECONDS if asked.quick else SECONDS)
     if (kind := machine.file_system_of(asked.folder.resolve())) in machine.MEMORY_ONLY:
         parser.error(f"{asked.folder} is {kind}, where a sync costs nothing: name a folder on a disk by --folder")
     return asked
 
 
+def rounds_of(name: str, *, quick: bool) -> int:
+    """Return how many rounds a job takes where nobody says."""
+    if quick:
+        return QUICK_ROUNDS
+    return WHOLE_ROUNDS if name in WHOLE else ROUNDS
+
+
 def run(name: str, asked: argparse.Namespace) -> report.Taken:
     """Run one job in a folder of its own."""
     load = machine.load_average()
+    rounds = asked.rounds or rounds_of(name, quick=asked.quick)
     with tempfile.TemporaryDirectory(prefix=f"dbmd-bench-{name}-", dir=asked.folder) as place:
         runtime = Path(place) / "run"
         runtime.mkdir(0o700)
         os.environ[FOLDER_VARIABLE] = str(runtime)
-        bench = Bench(Path(place), asked.rounds, asked.seconds, QUICK_SCALE if asked.quick else 1.0)
+        bench = Bench(Path(place), rounds, asked.seconds, QUICK_SCALE if asked.quick else 1.0)
         found = JOBS[name](bench)
     day = dt.datetime.now(tz=dt.UTC).strftime("%Y-%m-%d")
-    return report.Taken(found, day, machine.described(asked.folder), asked.rounds, asked.seconds, load)
+    return report.Taken(
+        found, day, machine.described(asked.folder), rounds, 0 if name in WHOLE else asked.seconds, load
+    )
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -92,4 +105,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

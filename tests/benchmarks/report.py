@@ -109,7 +109,9 @@ def runs_table(taken: Mapping[str, Taken]) -> list[str]:
     lines = ["| job | taken | rounds, seconds | load average before | notes |", "| --- | --- | ---: | ---: | --- |"]
     for name, one in taken.items():
         notes = "; ".join(one.findings.notes)
-        lines.append(f"| {name} | {one.day} | {one.rounds} x {one.seconds:g} | {one.load:.1f} | {notes} |")
+        lines.append(
+            f"| {name} | {one.day} | {one.rounds}{f' x {one.seconds:g}' if one.seconds else ''} | {one.load:.1f} | {notes} |"
+        )
     return lines
 
 
