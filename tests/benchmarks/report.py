@@ -109,9 +109,8 @@ def runs_table(taken: Mapping[str, Taken]) -> list[str]:
     lines = ["| job | taken | rounds, seconds | load average before | notes |", "| --- | --- | ---: | ---: | --- |"]
     for name, one in taken.items():
         notes = "; ".join(one.findings.notes)
-        lines.append(
-            f"| {name} | {one.day} | {one.rounds}{f' x {one.seconds:g}' if one.seconds else ''} | {one.load:.1f} | {notes} |"
-        )
+        seconds = f" x {one.seconds:g}" if one.seconds else ""
+        lines.append(f"| {name} | {one.day} | {one.rounds}{seconds} | {one.load:.1f} | {notes} |")
     return lines
 
 
