@@ -10,12 +10,13 @@ Pure rooms, which read no clock and do no I/O:
 - ``effects``: what is done to a store; ``verbs``: the kinds of operation, caller's and store's half.
 - ``operations``: THE registry, one declaration per operation; ``manners``: how each behaves at its caller.
 - ``turns``: fairness between processes.
+- ``reserved``: what of dbmd's own this version may serve.
 - ``identities``: known, admitted, barred, expired; ``session``: the client's half of that.
 - ``commit``: group commit as a state machine; ``paging``: a snapshot cut into pages under credit.
 
 Rooms with windows:
 
-- ``engines``: LevelDB, and the reading of its logs before it is opened.
+- ``engines``: LevelDB, and the reading of its files before it is opened.
 - ``actors``: writer, readers (points, scans) and gate, which lets peers in: a thread, a ROUTER and a loop each.
 - ``doors``: the public sockets; ``keys``: CURVE keys as files.
 - ``config`` with ``addresses`` and ``worst_case``; ``log`` and its ``sink``.

@@ -22,12 +22,13 @@ from __future__ import annotations
 from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dbmd import identities, operations, protocol
+from dbmd import operations, protocol, reserved
 from dbmd.access import Right
 from dbmd.effects import TEXT_CHARS_MAX, Append, Batch, Effect, RefusedError, Replace
 from dbmd.identities import BARRED, Completion, Identities, InHand, digest_of
-from dbmd.keyspaces import RESERVED, RESERVED_RANGE
+from dbmd.keyspaces import RESERVED_RANGE
 from dbmd.protocol import Code, Outcome, ProtocolError, Reply, Settled
+from dbmd.reserved import STATE_KEY, state_record
 from dbmd.storage import Delete, Put, Range, View, Write
 
 if TYPE_CHECKING:
@@ -35,9 +36,6 @@ if TYPE_CHECKING:
     from dbmd.limits import Limits
     from dbmd.manners import Operation
     from dbmd.protocol import Command, Commands, Settle
-
-STATE_KEY = RESERVED + b"s"
-STATE_FORMAT = 1
 
 
 class State(Enum):
@@ -122,8 +120,9 @@ class GroupCommit:
         self._bytes = 0
         self.state = State.GATHERING
         self.disk_low = False
-        self.sequence, self.uptime_ms = _read_state(view)
-        self.identities = Identities(limits, view.scan(identities.RECORDS))
+        found = reserved.read(view.scan(RESERVED_RANGE))
+        self.sequence, self.uptime_ms = found.sequence, found.uptime_ms
+        self.identities = Identities(limits, found.completions)
 
     @property
     def full(self) -> bool:
@@ -290,7 +289,7 @@ class GroupCommit:
             Delete(key) if value is None else Put(key, value) for key, value in self._written.items()
         ]
         writes += self.identities.writes()
-        writes.append(Put(STATE_KEY, protocol.pack((STATE_FORMAT, self.sequence, self.uptime_ms))))
+        writes.append(Put(STATE_KEY, state_record(self.sequence, self.uptime_ms)))
         return Sealed(self.sequence, writes, len(self._admitted))
 
     def committed(self) -> list[Told]:
@@ -343,24 +342,3 @@ _UNSETTLED = {Code.EXPIRED: Outcome.EXPIRED, Code.IDENTITY: Outcome.REFUSED, Cod
 
 def _no_right(grant: Grant) -> str:
     return f"the role {grant.role.name} may write nothing"
-
-
-def _read_state(view: View) -> tuple[int, int]:
-    """Return the last group's sequence number and the uptime; raises ``UnknownFormatError`` for keys not ours."""
-    known = {STATE_KEY}
-    for key, _ in view.scan(RESERVED_RANGE, values=False):
-        if key not in known and not identities.RECORDS.holds(key):
-            message = f"a key under the reserved prefix is not of a kind this version knows: {key!r}"
-            raise identities.UnknownFormatError(message)
-    stored = view.get(STATE_KEY)
-    if stored is None:
-        return 0, 0
-    try:
-        form, sequence, uptime_ms = protocol.unpack(stored)
-    except (ProtocolError, TypeError, ValueError) as error:
-        message = f"the state record under key {STATE_KEY!r} cannot be read: {error}"
-        raise identities.UnknownFormatError(message) from None
-    if form != STATE_FORMAT:
-        message = f"the state record has format {form}, this version knows {STATE_FORMAT}"
-        raise identities.UnknownFormatError(message)
-    return sequence, uptime_ms

@@ -101,7 +101,7 @@ class Identities:
         self._departed: dict[bytes, None] = {}
         self._of: Counter[str] = Counter()
         for key, value in records:
-            known = self._clients[key[len(RECORDS.start) :]] = _read(key, value)
+            known = self._clients[key[len(RECORDS.start) :]] = read_record(key, value)
             self._of[known.principal] += 1
 
     def __len__(self) -> int:
@@ -255,7 +255,8 @@ def _written(known: _Client) -> bytes:
     return protocol.pack((RECORD_FORMAT, known.principal, known.birth, known.touched_ms, known.floor, completed))
 
 
-def _read(key: bytes, value: bytes) -> _Client:
+def read_record(key: bytes, value: bytes) -> _Client:
+    """Return the client whose completion record this is; raises ``UnknownFormatError``."""
     try:
         form, *fields = protocol.unpack(value)
         if form == RECORD_FORMAT:

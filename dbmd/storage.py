@@ -12,7 +12,8 @@ from bisect import bisect_left
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    import re
+    from collections.abc import Callable, Iterable, Iterator
 
 
 class Put(NamedTuple):
@@ -40,6 +41,19 @@ class Range(NamedTuple):
     def holds(self, key: bytes) -> bool:
         """Say whether ``key`` lies in this range."""
         return self.start <= key and (self.stop is None or key < self.stop)
+
+
+class Guard(NamedTuple):
+    """
+    What must not be opened: records of ``span`` at which ``check`` raises ``minds``.
+
+    ``suspect`` matches every batch that puts a record which ``check`` might mind, and may match others.
+    """
+
+    span: Range
+    suspect: re.Pattern[bytes]
+    check: Callable[[Iterable[tuple[bytes, bytes]]], object]
+    minds: type[Exception]
 
 
 class CommitUnknownError(Exception):

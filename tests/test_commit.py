@@ -8,12 +8,13 @@ import pytest
 
 from dbmd import protocol
 from dbmd.access import OPERATOR, READER, Grant, Role
-from dbmd.commit import STATE_KEY, GroupCommit, Sealed, State, Told
+from dbmd.commit import GroupCommit, Sealed, State, Told
 from dbmd.effects import TEXT_CHARS_MAX
 from dbmd.identities import RECORDS, UnknownFormatError
 from dbmd.keyspaces import RESERVED, RESERVED_RANGE
 from dbmd.limits import KIB, Limits
 from dbmd.protocol import Code, Command, Commands, Outcome, Reply, Settle, Settled
+from dbmd.reserved import STATE_KEY
 from dbmd.storage import Delete, MemoryStore, Range
 
 if TYPE_CHECKING:

@@ -14,10 +14,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from dbmd import identities, protocol
-from dbmd.commit import STATE_KEY
 from dbmd.identities import BARRED, RECORDS, Completion, digest_of
 from dbmd.keyspaces import RESERVED
 from dbmd.protocol import Code, Outcome, Reply
+from dbmd.reserved import STATE_KEY
 from dbmd.storage import Put
 
 if TYPE_CHECKING:

@@ -263,8 +263,8 @@ MUTANTS = (
         "uptime not persisted",
         "uptime survives every run",
         COMMIT,
-        "(STATE_FORMAT, self.sequence, self.uptime_ms)",
-        "(STATE_FORMAT, self.sequence, 0)",
+        "state_record(self.sequence, self.uptime_ms)",
+        "state_record(self.sequence, 0)",
     ),
     Mutant(
         "known before the commit",
