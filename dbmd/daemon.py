@@ -23,7 +23,7 @@ from collections import Counter
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from dbmd import rendezvous
+from dbmd import rendezvous, reserved
 from dbmd.actors.actor import Actor, Nature, clock_ms
 from dbmd.actors.gate import Gate
 from dbmd.actors.reader import Reader, Source
@@ -90,10 +90,14 @@ class Daemon:
         with self._announced():
             try:
                 self._store = LevelDB.open(
-                    self._config.database.path, write_buffer_bytes=self._config.database.write_buffer_bytes
+                    self._config.database.path,
+                    write_buffer_bytes=self._config.database.write_buffer_bytes,
+                    guard=reserved.GUARD,
                 )
             except OpenRefusedError as error:
                 raise StartError(error.kind, self._who_holds(error)) from None
+            except UnknownFormatError as error:
+                raise StartError("foreign", f"{self._config.database.path}: {error}") from None
             try:
                 self._serve()
             except BaseException:

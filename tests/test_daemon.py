@@ -159,6 +159,8 @@ def hold_an_unknown_format(path: Path) -> None:
         (flip_a_bit, "damaged"),
         (lose_current, "CURRENT"),
         (be_a_stranger, "not a database"),
+        (hold_foreign_keys, "a key under the reserved prefix is not of a kind"),
+        (hold_an_unknown_format, "format 99"),
     ],
 )
 def test_a_damaged_or_foreign_directory_is_refused_untouched(
@@ -189,25 +191,6 @@ def test_a_damaged_directory_is_refused_to_whoever_opens_it_by_path(tmp_path: Pa
         AppointmentsDBM(str(path))
     assert {each.name: each.read_bytes() for each in path.iterdir() if each.name not in TOUCHED} == before
     assert rendezvous.everyone() == []
-
-
-@pytest.mark.parametrize(
-    "spoil, word", [(hold_foreign_keys, "foreign|not ours|reserved"), (hold_an_unknown_format, "format")]
-)
-def test_foreign_keys_under_the_reserved_prefix_stop_the_start(
-    tmp_path: Path, spoil: Callable[[Path], None], word: str
-) -> None:
-    """They can only be seen by opening, which LevelDB turns into new files; every record stays as it was."""
-    path = tmp_path / "data"
-    fill(path, ORIGINAL)
-    spoil(path)
-    before = on_disk(path)
-    refused = run_dbmd("serve", str(path))
-    assert refused.returncode == 1
-    assert str(path) in refused.stderr
-    assert re.search(word, refused.stderr)
-    assert "Traceback" not in refused.stderr
-    assert on_disk(path) == before
 
 
 def test_too_few_descriptors_stop_the_start(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dbmd.engines import OpenRefusedError, logs
+from dbmd.engines import OpenRefusedError, inspection, logs, manifests
 from dbmd.engines.leveldb import LevelDB, ReadError, clean
 from dbmd.engines.repair import repair
 from dbmd.storage import CommitUnknownError, Delete, MemoryStore, Put, Range, Write
@@ -157,7 +157,7 @@ def test_a_database_of_ours_opens_in_plyvel(tmp_path: Path) -> None:
     """A directory made here holds LevelDB's files only, and plyvel reads it byte for byte."""
     with closing(LevelDB.open(str(tmp_path / "db"))) as ours:
         ours.commit(Put(*record) for record in RECORDS)
-    assert all(logs.is_ours(name) for name in contents(tmp_path / "db"))
+    assert all(inspection.is_ours(name) for name in contents(tmp_path / "db"))
     with plyvel.DB(str(tmp_path / "db")) as theirs:
         assert list(theirs) == RECORDS
 
@@ -318,7 +318,7 @@ def test_a_creation_that_was_cut_needs_no_person(tmp_path: Path) -> None:
         plyvel.DB(str(first), create_if_missing=True)
     whole = (first / "MANIFEST-000001").read_bytes()
     assert len(whole) > 5
-    assert whole == logs.first_manifest()
+    assert whole == manifests.first_manifest()
     for case, content in enumerate((b"", whole[:5], whole, bytes(len(whole)))):
         path = tmp_path / str(case)
         path.mkdir()

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dbmd.engines import OpenRefusedError, logs
+from dbmd.engines import OpenRefusedError, inspection, logs
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -151,7 +151,7 @@ def test_the_live_logs_are_one_sequence(tmp_path: Path) -> None:
     log.write_bytes(log.read_bytes()[:-30])
     newer = path / f"{int(log.stem) + 1:06}.log"
     newer.write_bytes(b"")
-    assert logs.inspect(str(path)).torn_bytes > 0
+    assert inspection.inspect(str(path)).torn_bytes > 0
     newer.write_bytes(logs.encode([b"x" * 40]))
     with pytest.raises(OpenRefusedError, match=rf"{log.name} has a bad record.*at byte 0 of {newer.name}"):
-        logs.inspect(str(path))
+        inspection.inspect(str(path))

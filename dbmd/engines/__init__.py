@@ -17,3 +17,11 @@ class OpenRefusedError(Exception):
         super().__init__(message)
         self.kind = kind
         self.holder_pid = holder_pid
+
+
+def damaged(path: str, what: str) -> OpenRefusedError:
+    """Return the refusal of a damaged directory, with the way out."""
+    return OpenRefusedError(
+        "damaged",
+        f"{path} is damaged: {what}. Nothing in it was changed; `dbmd repair {path} COPY` saves what can be read",
+    )

@@ -30,14 +30,14 @@ from typing import TYPE_CHECKING, Any
 
 import plyvel
 
-from dbmd.engines import OpenRefusedError, logs
+from dbmd.engines import OpenRefusedError, damaged, inspection, manifests, unopened
 from dbmd.flocks import FLOCK
 from dbmd.storage import CommitUnknownError, Delete, Put, Range
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from dbmd.storage import Write
+    from dbmd.storage import Guard, Write
 
 WRITE_BUFFER_BYTES = 32 * 1024 * 1024  # +15 % on batches over LevelDB's 4 MiB; also what a restart must read
 CLEAN_KEYS_MAX = 10_000  # keys removed by one synced batch, so that a batch stays near a megabyte
@@ -89,14 +89,23 @@ class LevelDB:
 
     read_errors: tuple[type[Exception], ...] = (ReadError,)
 
-    def __init__(self, path: str, *, create: bool = True, write_buffer_bytes: int = WRITE_BUFFER_BYTES) -> None:
+    def __init__(
+        self,
+        path: str,
+        *,
+        create: bool = True,
+        write_buffer_bytes: int = WRITE_BUFFER_BYTES,
+        guard: Guard | None = None,
+    ) -> None:
         self.path, self.identity = locate(path, create=create)
         with ExitStack() as undo:
             claim(self.path, self.identity, undo)
             try:
-                logs.census(self.path)  # no LOCK is left in a stranger's directory
+                inspection.census(self.path)  # no LOCK is left in a stranger's directory
                 self._lock = take_lock(self.path, undo)
-                found = logs.inspect(self.path)
+                found = inspection.inspect(self.path, None if guard is None else guard.suspect)
+                if guard is not None:
+                    unopened.examine(self.path, found, guard)
             except OSError as error:
                 raise unreadable(self.path, error) from error
             if found.fresh and not create:
@@ -116,14 +125,15 @@ class LevelDB:
         self._snapshots_lock = threading.Lock()
 
     @classmethod
-    def open(cls, path: str, *, write_buffer_bytes: int = WRITE_BUFFER_BYTES) -> LevelDB:
+    def open(cls, path: str, *, write_buffer_bytes: int = WRITE_BUFFER_BYTES, guard: Guard | None = None) -> LevelDB:
         """
         Open the database at ``path``, creating it, and the last component of the path, where there is none.
 
-        Raises ``OpenRefusedError``; a refused directory has no file changed but LOCK and LevelDB's LOG files.
+        Raises ``OpenRefusedError``, or what ``guard`` raises at records that it minds; a refused directory has no
+        file changed but LOCK and LevelDB's LOG files.
         A directory made here is closed to other users; files in an older one follow the process's umask.
         """
-        return cls(path, write_buffer_bytes=write_buffer_bytes)
+        return cls(path, write_buffer_bytes=write_buffer_bytes, guard=guard)
 
     def get(self, key: bytes) -> bytes | None:
         """Return the value of ``key``, or ``None``; any thread may ask while another commits."""
@@ -297,7 +307,10 @@ def _make(path: str) -> None:
     LevelDB does not sync its first MANIFEST: after a power cut CURRENT may name an empty one, and nothing opens.
     """
     directory = Path(path)
-    for name, content in ((logs.FIRST_MANIFEST, logs.first_manifest()), ("000001.dbtmp", b"MANIFEST-000001\n")):
+    for name, content in (
+        (manifests.FIRST_MANIFEST, manifests.first_manifest()),
+        ("000001.dbtmp", b"MANIFEST-000001\n"),
+    ):
         with (directory / name).open("wb") as file:
             file.write(content)
             file.flush()
@@ -314,7 +327,7 @@ def _shorten(path: Path, size_bytes: int) -> None:
         os.fsync(file.fileno())
 
 
-def _open(path: str, found: logs.Inspection, lock: int, write_buffer_bytes: int) -> Any:  # noqa: ANN401
+def _open(path: str, found: inspection.Inspection, lock: int, write_buffer_bytes: int) -> Any:  # noqa: ANN401
     """
     Open strictly, after a lenient opening has dropped a torn tail and written the rest to a table.
 
@@ -331,7 +344,7 @@ def _open(path: str, found: logs.Inspection, lock: int, write_buffer_bytes: int)
             plyvel.DB(name, paranoid_checks=False, **options).close()
         return plyvel.DB(name, paranoid_checks=True, **options)
     except plyvel.CorruptionError as error:
-        raise logs.damaged(path, said(error)) from error
+        raise damaged(path, said(error)) from error
     except plyvel.IOError as error:
         if "lock" in said(error):
             raise _held(path, lock) from error

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import plyvel
 
-from dbmd.engines import OpenRefusedError, logs
+from dbmd.engines import OpenRefusedError, inspection, logs
 from dbmd.engines.leveldb import claim, locate, said, take_lock, unreadable
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def repair(path: str, copy: str) -> Repaired:
     with ExitStack() as undo:
         claim(source, identity, undo)
         try:
-            if not any(map(logs.is_ours, logs.census(source))):
+            if not any(map(inspection.is_ours, inspection.census(source))):
                 raise OpenRefusedError("missing", f"{source} holds no database")
             take_lock(source, undo)
             target.mkdir(mode=0o700, exist_ok=True)
@@ -74,7 +74,7 @@ def repair(path: str, copy: str) -> Repaired:
 def _copy(source: Path, target: Path) -> int:
     """Copy what is LevelDB's, and of each log its whole batches; return the bytes of logs left behind."""
     dropped_bytes = 0
-    for name in filter(logs.is_ours, sorted(os.listdir(source))):  # noqa: PTH208 - names are what is wanted
+    for name in filter(inspection.is_ours, sorted(os.listdir(source))):  # noqa: PTH208 - names are what is wanted
         batches: list[bytes] = []
         if name.endswith(".log"):
             found = logs.survey(str(source / name), record_bytes_min=logs.BATCH_BYTES_MIN, keep=batches)
@@ -94,7 +94,7 @@ def _link(copy: Path, scratch: Path) -> None:
     Hard links are enough, for LevelDB never writes into a file it finds.
     """
     manifests = []
-    for name in filter(logs.is_ours, sorted(os.listdir(copy))):  # noqa: PTH208
+    for name in filter(inspection.is_ours, sorted(os.listdir(copy))):  # noqa: PTH208
         (scratch / name).hardlink_to(copy / name)
         if name.startswith("MANIFEST-"):
             manifests.append((int(name.partition("-")[2]), name))

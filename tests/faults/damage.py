@@ -8,7 +8,7 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-from dbmd.engines import logs
+from dbmd.engines import inspection, logs, manifests
 from tests.faults.scene import Scene
 from tests.torture.rig import Torture
 
@@ -38,7 +38,7 @@ def _newest(directory: Path, pattern: str) -> Path:
 def _live(directory: Path) -> tuple[list[Path], list[Path]]:
     """Return the tables and logs that the database relies on: a killed daemon may leave others."""
     path = str(directory)
-    manifest = logs._read_manifest(path, logs.census(path))
+    manifest = manifests.read(path, inspection.census(path))
     tables = [directory / f"{number:06}.ldb" for _, number in manifest.tables]
     found = [each for each in directory.glob("*.log") if int(each.stem) >= (manifest.log_number or 0)]
     return tables, [each for each in found if logs.survey(str(each)).records > 1]
