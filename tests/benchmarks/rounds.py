@@ -49,7 +49,7 @@ class Work:
 def one_round(workers: Workers, work: Work, system: System, count: int, seconds: float) -> Round:
     """Let ``count`` clients of one system work at once."""
     tasks = [Task(system.open, work.work, work.threads, work.warming_calls)] * count
-    told, server_cpu_s = workers.round(tasks, seconds, system.pid)
+    told, (server_cpu_s,) = workers.round(tasks, seconds, system.pid)
     return round_of(told, server_cpu_s, work.per_call)
 
 

@@ -117,7 +117,7 @@ def scans(bench: Bench) -> Findings:
             bench.say(f"round {number + 1} of {bench.rounds}")
             for system in (ours, theirs) if number % 2 == 0 else (theirs, ours):
                 tasks = [Task(system.open, storing)] * WRITERS + [Task(system.open, scanning, warming_calls=0)]
-                told, server_cpu_s = workers.round(tasks, bench.seconds, system.pid)
+                told, (server_cpu_s,) = workers.round(tasks, bench.seconds, system.pid)
                 rounds[system.name].append(round_of(told[:WRITERS], server_cpu_s))
                 scanned[system.name] += len(told[-1].latencies_s)
     found = Findings([Series(goals.SCAN, name, str(WRITERS), each) for name, each in rounds.items()])

@@ -79,19 +79,19 @@ class Workers:
             self._pipes.append(mine)
             self._processes.append(process)
 
-    def round(self, tasks: Sequence[Task], seconds: float, server: int | None) -> tuple[list[Told], float]:
-        """Let the first workers do ``tasks`` at once; return what each tells, and ``server``'s CPU time."""
+    def round(self, tasks: Sequence[Task], seconds: float, *servers: int | None) -> tuple[list[Told], list[float]]:
+        """Let the first workers do ``tasks`` at once; return what each tells, and each server's CPU time."""
         pipes = self._pipes[: len(tasks)]
         for pipe, task in zip(pipes, tasks, strict=True):
             pipe.send(task)
         for pipe in pipes:
             _hear(pipe)
-        before = cpu_s_of(server)
+        before = [cpu_s_of(server) for server in servers]
         begin = time.monotonic() + RELEASE_S
         for pipe in pipes:
             pipe.send((begin, begin + seconds))
         told = [_hear(pipe) for pipe in pipes]
-        return told, cpu_s_of(server) - before
+        return told, [cpu_s_of(server) - spent for server, spent in zip(servers, before, strict=True)]
 
     def __enter__(self) -> Self:
         return self
