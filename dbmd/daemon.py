@@ -109,7 +109,8 @@ class Daemon:
         """Say that the database is being opened, which may take a while, until its sockets are bound."""
         opening = None
         with suppress(OSError, rendezvous.RendezvousError):  # a directory yet to be made is nobody else's
-            opening = rendezvous.announce(rendezvous.place_for(self._config.database.path, rendezvous.daemon_folder()))
+            path = os.path.realpath(self._config.database.path)
+            opening = rendezvous.announce(rendezvous.place_for(path, rendezvous.daemon_folder()), path)
         try:
             yield
         finally:

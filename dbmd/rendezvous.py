@@ -59,6 +59,7 @@ __all__ = [
     "daemon_folder",
     "everyone",
     "find",
+    "inscribe",
     "managed_by",
     "place_for",
     "places",
@@ -119,15 +120,21 @@ class UsersLock(FileLock):
         self.wait(fcntl.LOCK_EX)
 
 
-def announce(place: Place, *, wait_s: float = 1.0) -> FileLock:
+def announce(place: Place, directory: str, *, wait_s: float = 1.0) -> FileLock:
     """
     Say that a daemon is about to open the database, before it does; release the lock once it is published.
 
     Without it, openers whose starter died or lost patience take a recovery for a stranger that holds LOCK.
     """
     lock = FileLock(place.opening_path)
-    lock.take(fcntl.LOCK_SH, time.monotonic() + wait_s)  # in vain only if a sweep is frozen: then do without
+    if lock.take(fcntl.LOCK_SH, time.monotonic() + wait_s):  # in vain only if a sweep is frozen: then do without
+        inscribe(lock, directory)
     return lock
+
+
+def inscribe(lock: FileLock, directory: str) -> None:
+    """Leave word in a lock's file of who has it, and for which database: so a sweep knows whether that is gone."""
+    lock.inscribe(f"{os.getpid()}\n{directory}\n")
 
 
 def announced(place: Place) -> bool:
@@ -271,7 +278,7 @@ class Serving:
         Leaves the mark of a managed service, or removes it: starting by hand without
         ``--managed`` is how a user takes a database back from the service.
         """
-        self._lock.inscribe(f"{os.getpid()}\n{entry.path}\n")
+        inscribe(self._lock, entry.path)
         Path(self.place.serving_path).chmod(mode)
         if entry.managed:
             _replace(self.place.managed_path, os.fsencode(entry.path), mode)
@@ -349,7 +356,9 @@ def _gone(place: Place) -> bool:
     are made again when it is opened.
     """
     entry = read_entry(place, frozenset({os.geteuid()}))
-    directory = entry.path if entry is not None else _inscription(place.serving_path)[1]
+    # Where no start came to its end, the daemon that tried, or whoever was about to start one, has left word.
+    told = (_inscription(each)[1] for each in (place.serving_path, place.opening_path, place.turn_path))
+    directory = entry.path if entry is not None else next(filter(None, told), "")
     if not directory:
         return False
     path = Path(directory)

@@ -251,7 +251,7 @@ def test_stopping_daemon_is_waited_for(database: str) -> None:
 def test_daemon_that_recovers_is_waited_for(database: str, folder: str) -> None:
     """A daemon that is still opening the database, its starter gone, is waited for, not taken for a stranger."""
     held = plyvel.DB(database, create_if_missing=True)
-    recovering = rendezvous.announce(rendezvous.place_for(database, folder))
+    recovering = rendezvous.announce(rendezvous.place_for(database, folder), database)
     with pytest.raises(OpenError, match="neither answers nor ends"):
         Opening.resolve(database, time.monotonic() + 0.1)
     with Client(database) as client:
@@ -439,6 +439,29 @@ def test_dead_start_quotes_the_log(database: str, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(sys, "executable", str(broken))
     with pytest.raises(OpenError, match=r"ended before it was ready(.|\n)*the last words"):
         Opening.resolve(database, soon())
+
+
+@pytest.mark.parametrize("program", ["#!/bin/sh\nexit 1\n", f'#!/bin/sh\nexec {sys.executable} "$@"\n'])
+def test_a_start_that_failed_is_swept(
+    database: str, folder: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, program: str
+) -> None:
+    """What a first start left that failed, before or in the daemon, goes with the next once its database is gone."""
+    broken = tmp_path / "python"
+    broken.write_text(program)
+    broken.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(broken))
+    Path(database).mkdir()
+    (Path(database) / "000005.ldb").touch()  # damage
+    with pytest.raises(OpenError):
+        Opening.resolve(database, soon())
+    (tmp_path / "other").mkdir()
+    other = rendezvous.place_for(str(tmp_path / "other"), folder)
+    stem = rendezvous.place_for(database, folder).stem
+    rendezvous.Serving.claim(other).release()
+    assert list(Path(folder).glob(f"{stem}.*"))
+    shutil.rmtree(database)
+    rendezvous.Serving.claim(other).release()
+    assert not list(Path(folder).glob(f"{stem}.*"))
 
 
 def test_slow_start_meets_the_deadline(database: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -229,6 +229,8 @@ class Opening:
                 )
             if now >= self._kept_out_until or rendezvous.find(self._path) is not None:
                 break
+        else:
+            rendezvous.inscribe(turn, self._path)
         try:
             yield place
         finally:
