@@ -201,6 +201,11 @@ def repair(path: str, copy: str) -> None:
     except OpenRefusedError as error:
         _fail(str(error))
     before = repaired.before
+    if not repaired.after and (before != {} or repaired.dropped_bytes):  # else it was an empty database, and whole
+        lost = (
+            "how many records it had cannot be told" if before is None else f"it had {sum(before.values()):,} records"
+        )
+        _fail(f"nothing could be saved from {path}: {lost}; {repaired.copy} holds an empty database")
     table = Table("records", "keys begin with", "before", "after", title=f"{repaired.copy}: repaired from {path}")
     for start in sorted(repaired.after.keys() | (before or {}).keys()):
         was = "unknown" if before is None else f"{before.get(start, 0):,}"

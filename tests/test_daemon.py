@@ -334,6 +334,20 @@ def test_clean_removes_what_is_ours_from_a_stopped_database(daemon: DaemonProces
     assert "Traceback" not in missing.stderr
 
 
+def test_repair_that_saves_nothing_says_so(tmp_path: Path) -> None:
+    """Where nothing can be read a sentence says that, and the exit code is 1; an empty database is whole, and 0."""
+    hurt, empty = tmp_path / "hurt", tmp_path / "empty"
+    fill(hurt, ORIGINAL)
+    fill(empty, {})
+    for each in (*hurt.glob("*.log"), *hurt.glob("MANIFEST-*")):
+        each.write_bytes(b"x" * each.stat().st_size)
+    repaired = run_dbmd("repair", str(hurt), str(tmp_path / "copy"))
+    assert (repaired.returncode, repaired.stdout) == (1, "")
+    (line,) = repaired.stderr.splitlines()
+    assert f"nothing could be saved from {hurt}: how many records it had cannot be told" in line
+    assert run_dbmd("repair", str(empty), str(tmp_path / "second")).returncode == 0
+
+
 def test_repair_tells_the_records_of_each_keyspace_before_and_after(tmp_path: Path) -> None:
     """A copy is repaired and counted by what its records are; the original stays as it is."""
     path, copy = tmp_path / "data", tmp_path / "copy"
