@@ -87,9 +87,7 @@ def serve(  # noqa: PLR0913, PLR0917 - one parameter a flag, in click's own orde
 
 
 def _serve(config: Config, *, on_demand: bool, ready_fd: int | None) -> int:
-    if on_demand and os.fork():
-        os._exit(0)  # whoever started us reaps this half at once; the daemon is nobody's child
-    from dbmd.daemon import Daemon, StartError  # noqa: PLC0415 - after the fork, and not for --help
+    from dbmd.daemon import Daemon, StartError  # noqa: PLC0415 - not for --help
 
     daemon = Daemon(config, __version__, on_demand=on_demand)
     try:
