@@ -82,6 +82,7 @@ def test_records_are_of_the_sizes_of_real_ones() -> None:
     sizes = sorted(len(value) for _, value in records.encoded(1_000))
     assert 640 <= sizes[0] <= 700
     assert 1_150 <= sizes[-1] <= 1_200
+    assert records.uuid_of(3, 10) == records.uuid_of(300, 1_000) < records.uuid_of(301, 1_000)
     assert {len(records.uuid_of(1, 2)), len(records.new_uuid())} == {40}
 
 

@@ -39,10 +39,11 @@ def uuid_of(number: int, count: int) -> str:
     """
     Return the key of one of ``count`` records that were there before: 20 bytes in hex.
 
-    They lie anywhere, evenly, and rise with their numbers, so that LevelDB need not sort 10,000,000 of them.
+    They lie anywhere, evenly, and rise with their numbers, so that LevelDB need not sort 10,000,000 of them. Those
+    of 100,000 are among those of 10,000,000.
     """
     spread = (number << KEY_SPREAD_BITS) // count
-    rest = hashlib.sha1(str(number).encode(), usedforsecurity=False).hexdigest()
+    rest = hashlib.sha1(str(spread).encode(), usedforsecurity=False).hexdigest()
     return f"{spread:0{KEY_SPREAD_BITS // 4}x}{rest[KEY_SPREAD_BITS // 4 :]}"
 
 
@@ -65,12 +66,13 @@ def pool() -> Callable[[], dict[str, Any]]:
 
 
 def encoded(count: int) -> Iterator[tuple[str, bytes]]:
-    """Yield ``count`` uuids and appointments as they lie on the disk."""
-    return ((uuid_of(number, count), json.dumps(appointment_of(number)).encode()) for number in range(count))
+    """Yield ``count`` uuids and appointments as they lie on the disk; the appointments come round again."""
+    ready = [json.dumps(appointment_of(number)).encode() for number in range(POOL)]
+    return ((uuid_of(number, count), ready[number % POOL]) for number in range(count))
 
 
 def fill(path: Path, count: int) -> None:
-    """Write ``count`` records as the original would, and let LevelDB settle."""
+    """Write ``count`` records as the original would; in the order of their keys there is nothing to compact."""
     database = plyvel.DB(str(path), create_if_missing=True, compression=None, write_buffer_size=2**25)
     batch = database.write_batch()
     for number, (uuid, value) in enumerate(encoded(count), 1):
@@ -79,5 +81,4 @@ def fill(path: Path, count: int) -> None:
             batch.write()
             batch = database.write_batch()
     batch.write()
-    database.compact_range()
     database.close()
