@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dbmd.places import FOLDER_VARIABLE
-from tests.benchmarks import documents, machine, reads, report, scans, stores, upkeep
+from tests.benchmarks import documents, machine, reads, report, restart, scans, stores, upkeep
 from tests.benchmarks.rounds import Bench
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ JOBS: dict[str, Callable[[Bench], Findings]] = {
     "memory": scans.memory,
     "log": upkeep.log,
     "idle": upkeep.idle,
+    "restart": restart.restart,
     "growth": upkeep.growth,
 }
 LONG = frozenset({"growth"})  # a quarter of an hour, and 25 GB of disk

@@ -42,6 +42,7 @@ SCAN = "p99 of a store while 200,000 records are scanned"
 MEMORY = "RssAnon growth of the daemon, 4 scanners, one of them stopped"
 LOG = "CPU of the log line"
 GROWTH = "10,000,000 records"
+RESTART = "first answer after SIGKILL, with 1,000,000 records"
 IDLE = "CPU of the daemon, nobody calls"
 
 GOALS = (
@@ -63,5 +64,6 @@ GOALS = (
     Goal("growth/stores", f"{GROWTH}: CPU per store", "8", "the same at 100,000", 2, 1.5, at_least=False),
     Goal("growth/points", f"{GROWTH}: CPU per point load", "8", "the same at 100,000", 2, 1.5, at_least=False),
     Goal("growth/start", f"{GROWTH}: start-up after a clean stop", "", "", 2, 1, at_least=False, unit=" s"),
+    Goal("restart/answer", RESTART, "", "", 1, 1, at_least=False, unit=" s"),
     Goal("idle/share", IDLE, "200", "a core", 1, 0.2, at_least=False, unit=" %"),
 )
