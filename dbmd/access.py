@@ -68,13 +68,19 @@ class Role:
         """Say whether there is any kind of record that the right holds for."""
         return right in self._kinds
 
+    def lack(self, right: Right) -> str:
+        """Say that the role has no such right."""
+        if self is NOBODY:
+            return "this user or key is let in no more"
+        return f"this needs the right to {right}, which the role {self.name} lacks"
+
     def check(self, right: Right, effect: Effect | Question) -> None:
         """Refuse an operation whose right the role lacks, or lacks for some key of its effect."""
         if right in self.free:
             return
         spans = self._kinds.get(right)
         if spans is None:
-            raise RefusedError(Code.RIGHT, f"this needs the right to {right}, which the role {self.name} lacks")
+            raise RefusedError(Code.RIGHT, self.lack(right))
         for asked in _asked(effect):
             if not any(_within(asked, span) for span in spans):
                 kind = _kind(asked)

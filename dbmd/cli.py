@@ -6,7 +6,8 @@ import json
 import os
 import sys
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
@@ -16,8 +17,11 @@ from dbmd import config as configuration
 from dbmd.engines import OpenRefusedError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
     from dbmd.config import Config
     from dbmd.daemon import Daemon
+    from dbmd.keys import Store
 
 STATUS_TIMEOUT_S = 10.0
 
@@ -168,6 +172,104 @@ def _lines(facts: dict[str, Any], counts: dict[str, int]) -> list[str]:
         f"clients   {facts['clients']} connected, {traffic}, {facts['scans']} scans open",
         "health    " + ("; ".join(facts["troubles"]) or "well"),
     ]
+
+
+@main.group("keys")
+def keys_group() -> None:
+    """Make, allow, list and revoke the keys that come in over tcp."""
+
+
+def _store(store: str | None, file: str | None) -> tuple[Store, Iterable[str]]:
+    """Return the key store that was named, or the configuration's, and the roles there are."""
+    from dbmd.keys import Store  # noqa: PLC0415 - not for --help
+
+    try:
+        config = configuration.load(file, {})
+    except configuration.ConfigError as error:
+        _fail(str(error))
+    return Store(store or config.keys_folder), config.access.all_roles()
+
+
+def _store_options(command: Callable[..., None]) -> Callable[..., None]:
+    named = click.option("--store", metavar="FOLDER", help="Folder of the daemon's keys.  [default: data.keys]")
+    config = click.option("--config", "file", type=click.Path(dir_okay=False), help="The daemon's configuration file.")
+    return named(config(command))
+
+
+@contextmanager
+def _failing() -> Iterator[None]:
+    from dbmd.keys import KeysError  # noqa: PLC0415 - not for --help
+
+    try:
+        yield
+    except KeysError as error:
+        _fail(str(error))
+
+
+@keys_group.command("new", short_help="Make a client's pair of keys.")
+@click.argument("name")
+@click.option("--folder", default=".", help="Where the two files go.  [default: here]")
+@click.option("--server", metavar="KEY", help="The daemon's public key, where it runs on another host.")
+@_store_options
+def new_keys(name: str, folder: str, server: str | None, store: str | None, file: str | None) -> None:
+    """
+    Make NAME.secret, which a client connects with, and NAME.public, which `dbmd keys allow` takes.
+
+    On the daemon's host, as the daemon's user, its own pair is made too, if it has none.
+    """
+    from dbmd import keys  # noqa: PLC0415 - not for --help
+
+    with _failing():
+        keys.check_name(name)
+        if server is None:
+            found, _ = _store(store, file)
+            found.make()
+            server = found.server()[0]
+        ticket, half = keys.new(name, Path(folder), server)
+    click.echo(f"{ticket} is what the client connects with (DBMD_KEYS, or keys=): let nobody else read it")
+    click.echo(f"{half} is for `dbmd keys allow`")
+
+
+@keys_group.command("allow", short_help="Let a key in.")
+@click.argument("public", metavar="FILE")
+@click.option("--role", required=True, help="reader, writer, operator, or one of the configuration's.")
+@_store_options
+def allow_key(public: str, role: str, store: str | None, file: str | None) -> None:
+    """Let in the key in FILE (NAME.public), in a role; or give a name that is let in another key or role."""
+    found, roles = _store(store, file)
+    if role not in roles:
+        _fail(f"{role!r} is no role: there are {', '.join(roles)} (--config names the file that has more)")
+    with _failing():
+        name = found.allow(Path(public), role)
+    click.echo(f"{name} is let in as {role}")
+
+
+@keys_group.command("list", short_help="Say which keys are let in.")
+@_store_options
+def list_keys(store: str | None, file: str | None) -> None:
+    """Say which keys are let in, in which role, and the daemon's public key."""
+    from dbmd.log import escape_key  # noqa: PLC0415 - not for --help
+
+    found, _ = _store(store, file)
+    with _failing():
+        click.echo(f"daemon   {found.server()[0]}")
+    held, problems = found.held()
+    for each in held:
+        click.echo(f"{escape_key(each.role):<8} {each.name}")
+    for problem in problems:
+        click.echo(f"dbmd: not used: {problem}", err=True)
+    sys.exit(1 if problems else 0)
+
+
+@keys_group.command("revoke", short_help="Let a key in no more.")
+@click.argument("name")
+@_store_options
+def revoke_key(name: str, store: str | None, file: str | None) -> None:
+    """Let NAME in no more; within a second its open connections are refused, too."""
+    found, _ = _store(store, file)
+    with _failing():
+        found.revoke(name)
+    click.echo(f"{name} is let in no more")
 
 
 @main.command(short_help="Remove all that is dbmd's own from a stopped database.")

@@ -149,7 +149,7 @@ class GroupCommit:
         client, number, attempt = frame.client, command.number, command.attempt
         if not grant.role.has(Right.WRITE):
             # Whoever may write nothing leaves no record either. An earlier copy may have had the right.
-            reply = Reply(number, attempt, Outcome.REFUSED, False, (str(Code.RIGHT), _no_right(grant)), 0)  # noqa: FBT003
+            reply = Reply(number, attempt, Outcome.REFUSED, False, (str(Code.RIGHT), grant.role.lack(Right.WRITE)), 0)  # noqa: FBT003
             return Told(ticket, client, reply, _named(command.body), (), number)
         digest = digest_of(command.body)
         try:
@@ -249,7 +249,7 @@ class GroupCommit:
         principal = grant.principal
         try:
             if not grant.role.has(Right.WRITE):
-                raise RefusedError(Code.RIGHT, _no_right(grant))
+                raise RefusedError(Code.RIGHT, grant.role.lack(Right.WRITE))
             known = self.identities.look_up(ask.client, ask.birth, floor, ask.number, BARRED, self.uptime_ms, principal)
         except RefusedError as error:
             if error.code not in _UNSETTLED:
@@ -338,7 +338,3 @@ def _named(body: bytes) -> Operation | None:
 _OUTCOMES = {Code.EXPIRED: Outcome.EXPIRED, Code.IDENTITY: Outcome.REFUSED}
 # Refused here is the question: no command's own outcome is recorded under these codes.
 _UNSETTLED = {Code.EXPIRED: Outcome.EXPIRED, Code.IDENTITY: Outcome.REFUSED, Code.RIGHT: Outcome.REFUSED}
-
-
-def _no_right(grant: Grant) -> str:
-    return f"the role {grant.role.name} may write nothing"

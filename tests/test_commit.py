@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from dbmd import protocol
-from dbmd.access import OPERATOR, READER, Grant, Role
+from dbmd.access import OPERATOR, READER, Grant, Right, Role
 from dbmd.commit import GroupCommit, Sealed, State, Told
 from dbmd.effects import TEXT_CHARS_MAX
 from dbmd.identities import RECORDS, UnknownFormatError
@@ -563,7 +563,7 @@ def test_a_reader_s_commands_are_refused_and_leave_no_record(daemon: Daemon) -> 
     for attempt in (1, 2):
         told = daemon.send(A, 1, put("u"), attempt=attempt)
         assert ends(reply(told)) == (Outcome.REFUSED, False, "right")
-    assert settled(daemon.settle(A, 1)).payload == ("right", "the role reader may write nothing")
+    assert settled(daemon.settle(A, 1)).payload == ("right", READER.lack(Right.WRITE))
     assert daemon.core.seal(0) is None
 
 

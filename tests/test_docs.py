@@ -13,6 +13,7 @@ import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import click
 import pytest
 
 import dbmd_client
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCUMENTS = {
-    path.name: path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))
+    path.name: path.read_text(encoding="utf-8")
+    for path in (ROOT / "README.md", ROOT / "SECURITY.md", *(ROOT / "docs").glob("*.md"))
 }
 EXAMPLES = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 KEYS = {
@@ -97,7 +99,9 @@ def test_every_command_that_a_document_names_exists() -> None:
 
 def test_every_option_that_a_document_names_exists() -> None:
     """Each --option in the README is an option of a command."""
-    options = {option for command in cli.main.commands.values() for each in command.params for option in each.opts}
+    groups = [each for each in cli.main.commands.values() if isinstance(each, click.Group)]
+    commands = [*cli.main.commands.values(), *(each for group in groups for each in group.commands.values())]
+    options = {option for command in commands for each in command.params for option in each.opts}
     assert set(re.findall(r"(?<=[ `\[])--[a-z][a-z-]+", README)) - options == set()
 
 
@@ -111,7 +115,7 @@ def test_every_error_that_a_document_names_exists() -> None:
 @pytest.mark.parametrize("name", sorted(DOCUMENTS))
 def test_every_link_leads_somewhere(name: str) -> None:
     """Each relative link in the documents leads to a file."""
-    folder = ROOT if name == "README.md" else ROOT / "docs"
+    folder = ROOT if (ROOT / name).exists() else ROOT / "docs"
     links = re.findall(r"\]\(([^)#:]+)\)", DOCUMENTS[name])
     assert [link for link in links if not (folder / link).exists()] == []
 

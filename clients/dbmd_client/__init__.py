@@ -7,6 +7,7 @@ The drop-in client of dbmd: change one import, and processes and threads share o
 
 from __future__ import annotations
 
+from dbmd.keys import Keys
 from dbmd_client.databases import Administration, AppointmentsDBM, DBManager
 from dbmd_client.errors import (
     BusyError,
@@ -31,6 +32,7 @@ __all__ = [
     "DeadlineError",
     "DiskFullError",
     "FailedError",
+    "Keys",
     "LimitError",
     "OpenError",
     "RefusedError",

@@ -65,7 +65,7 @@ class Channel:
         process = describe_process()
         self._commands, self._points, self._scans = Commands(), Asked(), Asked()
         client = self._commands.session.client
-        self._writer = Link(self._opening.endpoint, client, process, self._commands)
+        self._writer = Link(self._opening.endpoint, client, process, self._commands, self._opening.keys)
         hello = Waiter()
         while self._writer.welcome is None:
             if self._writer.wait(hello, min(deadline_ms, now_ms() + 20)):
@@ -85,8 +85,8 @@ class Channel:
             raise
         self._links = {
             "writer": self._writer,
-            "points": Link(points, client, process, self._points),
-            "scans": Link(scans, client, process, self._scans, zero_copy=True),
+            "points": Link(points, client, process, self._points, self._opening.keys),
+            "scans": Link(scans, client, process, self._scans, self._opening.keys, zero_copy=True),
         }
 
     def _unreachable(self) -> NoReturn:

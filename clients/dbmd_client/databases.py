@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import TYPE_CHECKING, Any, Self
 
 import structlog
 
+from dbmd.keys import ENVIRONMENT, Keys, KeysError
 from dbmd.operations import AdministrationOperations, AppointmentOperations, EntryOperations, Operations
 from dbmd_client.channel import Channel
+from dbmd_client.errors import OpenError
 from dbmd_client.handle import Handle
 from dbmd_client.opening import Opening
 
@@ -26,20 +29,28 @@ class Database(Operations):
 
     A directory's daemon is found, or started where the ``server`` extra is installed. Every call ends within
     ``timeout_s``, in a result or in one of ``dbmd_client.errors``. The object may be used by many threads
-    at once, and goes on working in a forked or spawned process.
+    at once, and goes on working in a forked or spawned process. Over tcp it shows ``keys``: the path of the ticket that
+    `dbmd keys new` made, or ``Keys``; ``DBMD_KEYS`` in the environment names a ticket, too.
     """
 
     _channel: Carrier
 
-    def __init__(self, db_path: str, *, timeout_s: float = TIMEOUT_S, logger: Any = None) -> None:  # noqa: ANN401
+    def __init__(
+        self,
+        db_path: str,
+        *,
+        timeout_s: float = TIMEOUT_S,
+        logger: Any = None,  # noqa: ANN401
+        keys: str | Keys | None = None,
+    ) -> None:
         """Open; raises ``ValueError`` for a path that is not ``str``, ``OpenError`` (a ``plyvel.Error``) otherwise."""
         _check_path(db_path)
         if timeout_s <= 0:
             message = f"timeout_s must be above 0, not {timeout_s!r}"
             raise ValueError(message)
-        self._opened = (db_path, timeout_s)
+        self._opened = (db_path, timeout_s, keys)
         self.logger = logger or structlog.get_logger(component=type(self).__name__)
-        opening = Opening.resolve(db_path, time.monotonic() + timeout_s)
+        opening = Opening.resolve(db_path, time.monotonic() + timeout_s, _keys(keys))
         try:
             self._channel = Channel(opening, timeout_s)
         except BaseException:
@@ -92,8 +103,19 @@ def _check_path(db_path: object) -> None:
         raise ValueError(f"db_path must be str, not {type(db_path).__name__}")  # noqa: TRY004 - the specification's word
 
 
-def _open(kind: type[Database], db_path: str, timeout_s: float) -> Database:
-    return kind(db_path, timeout_s=timeout_s)
+def _keys(given: str | Keys | None) -> Keys | None:
+    """Return the keys that were given, or those of the ticket that the environment names."""
+    given = given or os.environ.get(ENVIRONMENT)
+    if isinstance(given, str):
+        try:
+            return Keys.read(given)
+        except KeysError as error:
+            raise OpenError("keys", str(error)) from None
+    return given
+
+
+def _open(kind: type[Database], db_path: str, timeout_s: float, keys: str | Keys | None) -> Database:
+    return kind(db_path, timeout_s=timeout_s, keys=keys)
 
 
 class DBManager(Database, EntryOperations):

@@ -15,7 +15,9 @@ AGAIN_MS, AGAIN_MS_MAX = 10, 250  # between two askings for what there was no ro
 
 
 def told(outcome: int, payload: Any) -> tuple[str, Any]:  # noqa: ANN401
-    """Return an outcome as ``outcome()`` tells it."""
+    """Return an outcome as ``outcome()`` tells it; raises ``RefusedError`` where the question was refused."""
+    if outcome == Outcome.REFUSED and payload[0] in {Code.IDENTITY, Code.RIGHT}:
+        raise refusal(f"outcome: {payload[1]}", payload[0])
     words = {
         Outcome.DONE: "applied",
         Outcome.REFUSED: "refused",

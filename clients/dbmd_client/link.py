@@ -1,5 +1,5 @@
 """
-One DEALER shared by all threads of a process: the client's only zmq import.
+One DEALER shared by all threads of a process: made again as often as need be.
 
 The socket is touched only under the lock. Threads combine: whoever holds the lock sends for
 all and takes in whatever has come. Of those that wait, one *leads*: it sleeps on the
@@ -25,26 +25,18 @@ import zmq
 
 from dbmd import protocol
 from dbmd.protocol import Code, Error, Hello, ProtocolError, Welcome
+from dbmd_client.dialling import Dialling
 
 if TYPE_CHECKING:
     from collections import deque
     from collections.abc import Iterable
 
+    from dbmd.keys import Keys
+
 PROBE_MS = 250  # silence after which a waiting call asks whether anybody is there
 RESET_MS = 10_000  # silence after which the connection is made anew; its scans are lost, so no mere stall may reach it
 LEADER_MS = 1_000  # silence of a leader, which beats every ``PROBE_MS``, after which another takes its place
 CLOSED = Error("closed", "the database was closed by another thread")
-QUEUE_MESSAGES = 1_000  # high-water mark either way; what does not fit is sent again when overdue
-
-_contexts: dict[int, zmq.Context[zmq.Socket[bytes]]] = {}
-
-
-def _context() -> zmq.Context[zmq.Socket[bytes]]:
-    """Return this process's context: one does not survive ``fork``, so the parent's is left alone."""
-    context = _contexts.get(os.getpid())
-    if context is None:
-        context = _contexts[os.getpid()] = zmq.Context()
-    return context
 
 
 def now_ms() -> int:
@@ -108,8 +100,15 @@ class Traffic(Protocol):
 class Link:
     """A connection to one actor, made again as often as need be. ``endpoint`` may be changed by ``reset``."""
 
-    def __init__(
-        self, endpoint: str, client: bytes, process: str, traffic: Traffic, *, zero_copy: bool = False
+    def __init__(  # noqa: PLR0913 - whom to reach, as whom, with what
+        self,
+        endpoint: str,
+        client: bytes,
+        process: str,
+        traffic: Traffic,
+        keys: Keys | None = None,
+        *,
+        zero_copy: bool = False,
     ) -> None:
         self.lock = RLock()
         self.endpoint = endpoint
@@ -121,6 +120,7 @@ class Link:
         self._process = process
         self._traffic = traffic
         self._copy = not zero_copy
+        self._dialling = Dialling(keys)
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._leader: Waiter | None = None
         self._leading_thread = 0
@@ -135,11 +135,7 @@ class Link:
     # --- Under the lock ---
 
     def _connect(self) -> zmq.Socket[bytes]:
-        socket = _context().socket(zmq.DEALER)
-        socket.linger = 0
-        socket.sndhwm = socket.rcvhwm = QUEUE_MESSAGES
-        socket.reconnect_ivl, socket.reconnect_ivl_max = 20, 100  # a call may be waiting for the new daemon
-        socket.connect(self.endpoint)
+        socket = self._dialling.dial(self.endpoint, watched=self.welcome is None)
         self._socket = socket
         self._arm()
         self._hello()
@@ -177,6 +173,7 @@ class Link:
 
     def drop(self) -> None:
         """Let go of the connection; the next call makes another."""
+        self._dialling.done()
         if self._socket is not None:
             self._socket.close(0)
             self._socket = None
@@ -215,6 +212,8 @@ class Link:
                     self._send(socket, frame)
             greeted = self.greeting
             self._drain(socket)
+            if self.welcome is None and (refusal := self._dialling.refusal()) is not None:
+                self._error(refusal)
             if not self.greeting or (greeted and not self._traffic.abandoned):
                 break
 
@@ -241,6 +240,7 @@ class Link:
                 self._hello()
 
     def _greeted(self, welcome: Welcome) -> None:
+        self._dialling.done()
         known = self.welcome
         self.welcome, self.refusal = welcome, None
         self._traffic.timed(welcome, now_ms())

@@ -29,6 +29,7 @@ from dbmd_client.errors import OpenError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from dbmd.keys import Keys
     from dbmd.rendezvous import Entry, Place
 
 SCHEMES = ("ipc://", "tcp://")
@@ -68,7 +69,8 @@ def sibling(endpoint: str, role: str, name: str) -> str:
 class Opening:
     """What one client object holds of its database: where its daemon is, and its share in it."""
 
-    def __init__(self, db_path: str) -> None:
+    def __init__(self, db_path: str, keys: Keys | None = None) -> None:
+        self.keys = keys
         self.by_path = "://" not in db_path
         self.endpoint = "" if self.by_path else db_path
         self._given = db_path
@@ -80,9 +82,9 @@ class Opening:
         self._guard = threading.Lock()
 
     @classmethod
-    def resolve(cls, db_path: str, deadline: float) -> Opening:
+    def resolve(cls, db_path: str, deadline: float, keys: Keys | None = None) -> Opening:
         """Return the opening of an address or a directory, its daemon found or started; raises ``OpenError``."""
-        opening = cls(db_path)
+        opening = cls(db_path, keys)
         if not opening.by_path:
             if not db_path.startswith(SCHEMES):
                 raise OpenError("endpoint", f"{db_path}: an address starts with {' or '.join(SCHEMES)}")

@@ -125,7 +125,7 @@ class Reader(Actor):
         """Send on, or say that there is nothing to send."""
         if not peer.grant.role.has(Right.READ):  # its key was revoked in the middle of a scan
             self._drop(route)
-            raise ProtocolError(Code.RIGHT, f"the role {peer.grant.role.name} may read nothing")
+            raise ProtocolError(Code.RIGHT, peer.grant.role.lack(Right.READ))
         if not self._paging.grant(route, credit.tag, credit.pages, clock_ms()):
             self.counts["credit_for_nothing"] += 1
             if not credit.pages:  # it waits for a page in vain; credit that is late is asked nothing

@@ -66,6 +66,13 @@ class Dealer:
         self.role = endpoint.rpartition("/")[2]
         self._network.join(self)
 
+    def get_monitor_socket(self, _events: int) -> Monitor:
+        """Return what tells of no failed handshake."""
+        return Monitor()
+
+    def disable_monitor(self) -> None:
+        """Monitor nothing."""
+
     def getsockopt(self, option: int) -> int:
         """Say whether something may be read; a descriptor is one that nobody polls."""
         if option == zmq.EVENTS and self.allowed and self._queue():
@@ -92,6 +99,17 @@ class Dealer:
     def close(self, _linger: int = 0) -> None:
         """Let go of the connection; what is under way may still arrive."""
         self._network.leave(self)
+
+
+class Monitor:
+    """Never has anything to tell."""
+
+    def getsockopt(self, _option: int) -> int:
+        """Say that nothing happened."""
+        return 0
+
+    def close(self, _linger: int = 0) -> None:
+        """Go."""
 
 
 class Context:

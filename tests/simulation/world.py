@@ -23,6 +23,7 @@ from dbmd.commit import GroupCommit
 from dbmd.limits import Limits
 from dbmd.protocol import CLIENT_ID_BYTES, Reply, Welcome
 from dbmd.storage import CommitUnknownError
+from dbmd_client import dialling as dialling_room
 from dbmd_client import link as link_room
 from dbmd_client import traffic as traffic_room
 from tests.simulation.checker import Checker, Identity
@@ -405,7 +406,7 @@ class World:
             (writer_room, "HOUSEKEEPING_MS", 3_000),
             (writer_room, "UPTIME_SAVED_MS", 5_000),
             (writer_room, "GATHER_US", 0),
-            (link_room, "_context", lambda: self.context),
+            (dialling_room, "context", lambda: self.context),
             *((room, "now_ms", client_ms) for room in (link_room, traffic_room) if hasattr(room, "now_ms")),
             (traffic_room, "_new_id", self.new_id),
         ]
