@@ -33,7 +33,7 @@ from typing import Any, NamedTuple, TypeAlias, get_args
 
 import msgpack
 
-from dbmd.shapes import ANY, KEYS, Declarations, ListOf, ShapeError, TableOf, shaped
+from dbmd.shapes import ANY, KEYS, Declarations, ListOf, ShapeError, Shaper, TableOf
 
 VERSION_MIN = 1
 VERSION_MAX = 1
@@ -308,8 +308,8 @@ _FIELDS: Declarations = {
     Error: (str, str),
 }
 # Kinds are numbered in the order in which `Message` names their shapes.
-_SHAPES: dict[int, type[Any]] = dict(zip(Kind, get_args(Message), strict=True))
-_KIND_OF = {shape: int(kind) for kind, shape in _SHAPES.items()}
+_KIND_OF: dict[type[Any], int] = {shape: int(kind) for kind, shape in zip(Kind, get_args(Message), strict=True)}
+_SHAPERS = {kind: Shaper(_FIELDS, shape) for shape, kind in _KIND_OF.items()}
 
 
 def _no_extension(code: int, data: bytes) -> Any:  # noqa: ANN401, ARG001 - msgpack's own signature
@@ -364,12 +364,12 @@ def decode(frame: bytes | memoryview) -> Message:
     fields = unpack(frame)
     if type(fields) is not tuple or not fields or type(fields[0]) is not int:
         raise ProtocolError(Code.MALFORMED, "a message is an array that begins with its kind")
-    shape = _SHAPES.get(fields[0])
-    if shape is None:
+    shaper = _SHAPERS.get(fields[0])
+    if shaper is None:
         text = f"kind {fields[0]} is not one of {', '.join(f'{kind.name.lower()} ({kind})' for kind in Kind)}"
         raise ProtocolError(Code.MALFORMED, text)
     try:
-        message: Message = shaped(_FIELDS, shape, fields[1:])
+        message: Message = shaper(fields[1:])
     except ShapeError as error:
         raise ProtocolError(Code.MALFORMED, str(error)) from None
     return message

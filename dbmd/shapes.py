@@ -38,29 +38,67 @@ class ShapeError(ValueError):
     """What is not as declared; the text names the field, what it is, and what it should be."""
 
 
-def shaped(declarations: Declarations, shape: type[Any], fields: Any) -> Any:  # noqa: ANN401 - untrusted
+class Shaper:
     """
-    Check ``fields`` against the declared ``shape`` and build it.
+    Builds one declared shape from untrusted fields; raises ``ShapeError``.
 
     What a later version added behind is ignored; what has a default was itself added later, and may be missing.
+    The types of the fields decide, so the types that were once found good are remembered: of the messages that
+    one program sends, next to none has others. What must be looked into (tables, lists of keys) never is.
     """
-    declared = declarations[shape]
-    if type(fields) is not tuple or len(fields) < len(declared) - len(shape._field_defaults):
-        found = len(fields) if type(fields) is tuple else type(fields).__name__
-        raise ShapeError(f"{_named(shape)} has {len(declared)} fields ({', '.join(shape._fields)}), not {found}")
-    checked: list[Any] = []
-    for wanted, value in zip(declared, fields, strict=False):
-        if wanted is type(value):
-            if wanted is int and not 0 <= value <= NUMBER_MAX:
-                raise ShapeError(f"{_named(shape, len(checked))} is {value}, not 0 to {NUMBER_MAX}")
-            checked.append(value)
-        elif wanted is ANY:
-            checked.append(value)
-        elif isinstance(wanted, ListOf) and type(value) is tuple and len(value) <= ITEMS_MAX:
-            checked.append([shaped(declarations, wanted.item, item) for item in value])
-        else:
-            checked.append(_checked(wanted, value, _named(shape, len(checked))))
-    return shape(*checked)
+
+    __slots__ = ("_declared", "_known", "_lists", "_numbers", "_shape")
+
+    def __init__(self, declarations: Declarations, shape: type[Any]) -> None:
+        self._shape = shape
+        self._declared = declarations[shape]
+        self._numbers = [at for at, wanted in enumerate(self._declared) if wanted is int]
+        self._lists = [
+            (at, Shaper(declarations, wanted.item))
+            for at, wanted in enumerate(self._declared)
+            if isinstance(wanted, ListOf)
+        ]
+        self._known: set[tuple[type, ...]] = set()
+
+    def __call__(self, fields: Any) -> Any:  # noqa: ANN401 - untrusted
+        """Check ``fields`` and build the shape."""
+        if type(fields) is not tuple or tuple(map(type, fields)) not in self._known:
+            return self._build_slowly(fields)
+        for at in self._numbers:
+            if not 0 <= fields[at] <= NUMBER_MAX:
+                return self._build_slowly(fields)
+        if not self._lists:
+            return self._shape._make(fields)
+        built = list(fields)
+        for at, item in self._lists:
+            if len(built[at]) > ITEMS_MAX:
+                return self._build_slowly(fields)
+            built[at] = [*map(item, built[at])]
+        return self._shape._make(built)
+
+    def _build_slowly(self, fields: Any) -> Any:  # noqa: ANN401 - untrusted
+        declared, shape = self._declared, self._shape
+        if type(fields) is not tuple or len(fields) < len(declared) - len(shape._field_defaults):
+            found = len(fields) if type(fields) is tuple else type(fields).__name__
+            raise ShapeError(f"{_named(shape)} has {len(declared)} fields ({', '.join(shape._fields)}), not {found}")
+        lists = dict(self._lists)
+        decided = len(fields) == len(declared)
+        checked: list[Any] = []
+        for at, (wanted, value) in enumerate(zip(declared, fields, strict=False)):
+            if wanted is type(value):
+                if wanted is int and not 0 <= value <= NUMBER_MAX:
+                    raise ShapeError(f"{_named(shape, at)} is {value}, not 0 to {NUMBER_MAX}")
+                checked.append(value)
+            elif wanted is ANY:
+                checked.append(value)
+            elif at in lists and type(value) is tuple and len(value) <= ITEMS_MAX:
+                checked.append([*map(lists[at], value)])
+            else:
+                checked.append(_checked(wanted, value, _named(shape, at)))
+                decided = decided and wanted is KEYS and type(value) is not tuple
+        if decided:
+            self._known.add(tuple(map(type, fields)))
+        return shape(*checked)
 
 
 def _checked(wanted: Any, value: Any, name: str) -> Any:  # noqa: ANN401 - untrusted
