@@ -86,7 +86,7 @@ class Channel:
         self._links = {
             "writer": self._writer,
             "points": Link(points, client, process, self._points, self._opening.keys),
-            "scans": Link(scans, client, process, self._scans, self._opening.keys, zero_copy=True),
+            "scans": Link(scans, client, process, self._scans, self._opening.keys),
         }
 
     def _unreachable(self) -> NoReturn:

@@ -88,7 +88,7 @@ class Client:
         self.links = {
             "writer": Link("sim://writer", client, name, self.commands),
             "points": Link("sim://points", client, name, self.points),
-            "scans": Link("sim://scans", client, name, self.scans, zero_copy=True),
+            "scans": Link("sim://scans", client, name, self.scans),
         }
 
     @property

@@ -25,9 +25,25 @@ PACES_STALE = (0.9, 0.2, 0.05, 0.05)
 
 
 class Part(NamedTuple):
-    """A frame received without a copy."""
+    """A frame received without a copy; ``more`` says that another of its message follows."""
 
-    buffer: memoryview
+    bytes: bytes
+    more: bool = False
+
+    @property
+    def buffer(self) -> memoryview:
+        """Return what is in it."""
+        return memoryview(self.bytes)
+
+    def get(self, name: str) -> str:
+        """Return whom a route, which begins with the principal, is of, or the peer's address: no two have the same."""
+        route = self.bytes.decode()
+        return route.partition(" ")[0] if name == "User-Id" else f"sim-{route}"
+
+
+def parts_of(frames: list[bytes]) -> list[Part]:
+    """Return a message's frames, as a socket hands them out."""
+    return [Part(frame, at < len(frames)) for at, frame in enumerate(frames, 1)]
 
 
 class Connection:
@@ -59,6 +75,7 @@ class Dealer:
         self.connection: Connection | None = None
         self.pending: deque[bytes] = deque()
         self.inbox: deque[list[bytes]] = deque()
+        self._parts: deque[Part] = deque()
         self._network = network
 
     def connect(self, endpoint: str) -> None:
@@ -73,7 +90,7 @@ class Dealer:
     def disable_monitor(self) -> None:
         """Monitor nothing."""
 
-    def getsockopt(self, option: int) -> int:
+    def get(self, option: int) -> int:
         """Say whether something may be read; a descriptor is one that nobody polls."""
         if option == zmq.EVENTS and self.allowed and self._queue():
             return READABLE
@@ -87,14 +104,16 @@ class Dealer:
         """Send one frame."""
         (self.pending if self.connection is None else self.connection.to_daemon).append(frame)
 
-    def recv_multipart(self, _flags: int = 0, *, copy: bool = True) -> list[Any]:
-        """Return the next message that has come and may be seen."""
-        queue = self._queue()
-        if not self.allowed or not queue:
-            raise zmq.Again
-        self.allowed -= 1
-        frames = queue.popleft()
-        return list(frames) if copy else [Part(memoryview(frame)) for frame in frames]
+    def recv(self, _flags: int = 0, *, copy: bool = True) -> Part:
+        """Return the next frame that has come and may be seen."""
+        assert not copy
+        if not self._parts:
+            queue = self._queue()
+            if not self.allowed or not queue:
+                raise zmq.Again
+            self.allowed -= 1
+            self._parts.extend(parts_of(queue.popleft()))
+        return self._parts.popleft()
 
     def close(self, _linger: int = 0) -> None:
         """Let go of the connection; what is under way may still arrive."""
@@ -127,54 +146,38 @@ class CrashError(Exception):
     """The daemon was killed at this very point."""
 
 
-class Sender:
-    """The first frame of what a ROUTER received: its route, which begins with the principal."""
-
-    __slots__ = ("bytes",)
-
-    def __init__(self, route: bytes) -> None:
-        self.bytes = route
-
-    def get(self, name: str) -> str:
-        """Return who it is, or the peer's address, which tells every connection apart from the others."""
-        route = self.bytes.decode()
-        return route.partition(" ")[0] if name == "User-Id" else f"sim-{route}"
-
-
 class Router:
     """One actor's mailbox."""
 
     def __init__(self, network: Network) -> None:
         self.mailbox: deque[list[bytes]] = deque()
-        self._parts: deque[bytes] = deque()
+        self._parts: deque[Part] = deque()
+        self._outgoing: list[bytes] = []
         self._network = network
 
-    def getsockopt(self, option: int) -> int:
-        """Say whether more has come; a descriptor is one that nobody polls."""
-        if option == zmq.RCVMORE:
-            return len(self._parts)
-        if option == zmq.EVENTS:
-            return READABLE if self.mailbox else 0
+    def getsockopt(self, _option: int) -> int:
+        """Return a descriptor that nobody polls."""
         return 0
 
-    def recv(self, _flags: int = 0, *, copy: bool = True) -> Any:  # noqa: ANN401 - a frame, or its bytes
+    def get(self, option: int) -> int:
+        """Say whether more has come."""
+        return READABLE if option == zmq.EVENTS and self.mailbox else 0
+
+    def recv(self, _flags: int = 0, *, copy: bool = True) -> Part:
         """Return the next frame that arrived."""
+        assert not copy
         if not self._parts:
             if not self.mailbox:
                 raise zmq.Again
-            self._parts.extend(self.mailbox.popleft())
-        part = self._parts.popleft()
-        return part if copy else Sender(part)
+            self._parts.extend(parts_of(self.mailbox.popleft()))
+        return self._parts.popleft()
 
-    def recv_multipart(self, _flags: int = 0) -> list[bytes]:
-        """Return the next message that arrived."""
-        if not self.mailbox:
-            raise zmq.Again
-        return self.mailbox.popleft()
-
-    def send_multipart(self, frames: list[bytes], _flags: int = 0, *, copy: bool = True) -> None:  # noqa: ARG002
-        """Send to a route, as a ROUTER with ``ROUTER_MANDATORY`` does."""
-        self._network.reply(frames)
+    def send(self, frame: bytes, flags: int = 0, *, copy: bool = True) -> None:  # noqa: ARG002
+        """Send to a route, as a ROUTER with ``ROUTER_MANDATORY`` does; what became of it is told at the last frame."""
+        self._outgoing.append(frame)
+        if not flags & zmq.SNDMORE:
+            frames, self._outgoing = self._outgoing, []
+            self._network.reply(frames)
 
 
 class Network:

@@ -58,8 +58,8 @@ def received(socket: Dealer) -> list[Message]:
     """Return all that has come."""
     socket.allowed = 1_000
     messages = []
-    while socket.getsockopt(zmq.EVENTS):
-        messages.append(protocol.decode(socket.recv_multipart()[0]))
+    while socket.get(zmq.EVENTS):
+        messages.append(protocol.decode(socket.recv(copy=False).bytes))
     return messages
 
 
