@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from dbmd.manners import Operation
     from dbmd.protocol import Command, Commands, Settle
 
+EFFECTS = (Batch, Append, Replace)
+
 
 class State(Enum):
     """Where the machine stands."""
@@ -229,9 +231,10 @@ class GroupCommit:
             role.check(operation.right, effect)
         except RefusedError as error:
             raise _Refusal(Outcome.REFUSED, error.code, f"{name}: {error.text}") from None
-        assert isinstance(effect, Batch | Append | Replace)  # noqa: S101 - no query has the writer's role
-        deletes = isinstance(effect, Batch) and all(isinstance(write, Delete) for write in effect.writes)
-        if self.disk_low and not deletes:
+        assert isinstance(effect, EFFECTS)  # noqa: S101 - no query has the writer's role
+        if self.disk_low and not (
+            isinstance(effect, Batch) and all(isinstance(write, Delete) for write in effect.writes)
+        ):
             text = f"disk_free_bytes_min is {self._limits.disk_free_bytes_min}, less is free; deletes and reads go on"
             raise _Refusal(Outcome.FAILED, Code.DISK, text)
         return operation, arguments, effect

@@ -23,6 +23,7 @@ so that a copy of it, whenever it comes, finds the outcome and changes nothing. 
 from __future__ import annotations
 
 from collections import Counter
+from functools import lru_cache
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 RECORD_FORMAT = 1
 RECORDS = under(RESERVED + b"i")
 DIGEST_BYTES = 8
+SHOWN_MAX = 1024  # clients at work at once whose hash is at hand: it costs as much as half a log line
 DEPARTED_MAX = 16_384  # ids that said goodbye, about 150 bytes each: the oldest's late copies have long arrived
 NOT_YOURS = "this client belongs to another user or key"
 BARRED = b""  # the digest of a number that no command was admitted under
@@ -50,6 +52,7 @@ def digest_of(body: bytes) -> bytes:
     return blake2b(body, digest_size=DIGEST_BYTES).digest()
 
 
+@lru_cache(SHOWN_MAX)
 def shown(client: bytes) -> str:
     """Return what logs show of a client id, which may be a bearer secret: a hash of it."""
     return blake2b(client, digest_size=6, person=b"dbmd client").hexdigest()

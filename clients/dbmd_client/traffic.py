@@ -84,7 +84,8 @@ class Commands:
 
     def forsake(self, waiter: Waiter) -> Call | None:
         """Stop waiting for a command; return its call if its outcome is unknown: some copy was sent, no answer came."""
-        self.queue = deque(entry for entry in self.queue if entry[2] is not waiter)
+        if self.queue:
+            self.queue = deque(entry for entry in self.queue if entry[2] is not waiter)
         call = self.begun.pop(waiter, None)
         return None if call is None or self.session.give_up(call) else call
 

@@ -161,7 +161,8 @@ class Actor:
             poller.register(self._socket, zmq.POLLIN)
             poller.register(self._wake, zmq.POLLIN)
             while not self._stopping.is_set():
-                self._come = any(source is self._socket for source, _ in poller.poll(self.patience_ms()))
+                events = poller.poll(self.patience_ms())
+                self._come = bool(events) and events[0][0] is self._socket
                 self.turn()
                 self.turned_ms = clock_ms()
                 if self.turned_ms - self._swept_ms >= SWEEP_MS:

@@ -35,7 +35,13 @@ if TYPE_CHECKING:
     from dbmd.storage import Snapshot, View
 
 TOKEN_BITS = 62
+OUTCOMES = {int(outcome): outcome.name.lower() for outcome in Outcome}
 NOT_OPEN = "no such scan is open: it was cut, or a page of it could not be delivered"
+
+
+FLUSH_MS = 20  # how long the log lines of queries wait for more: one write for many costs less than one for each
+LINES_MAX = 64
+QUESTIONS = (Get, Scan, Count, Status)
 
 
 class Source(NamedTuple):
@@ -47,9 +53,9 @@ class Source(NamedTuple):
 
 
 class _Asked(NamedTuple):
-    """What a scan's log line needs at its end."""
+    """What the log line of a query needs at its end; ``operation`` and ``arguments`` once they were found valid."""
 
-    operation: Operation
+    operation: Operation | None
     arguments: tuple[Any, ...]
     arrived_us: int
     started_us: int
@@ -65,6 +71,8 @@ class Reader(Actor):
         self._source = source
         self._paging = Paging(nature.limits)
         self._asked: dict[tuple[bytes, int], _Asked] = {}
+        self._lines = 0  # in the log, and not yet flushed
+        self._flushed_ms = clock_ms()
 
     @property
     def scans(self) -> int:
@@ -73,10 +81,11 @@ class Reader(Actor):
 
     def patience_ms(self) -> int:
         """Return how long the next turn may wait: not at all while a page can be sent."""
-        return 0 if self._paging.ready else IDLE_MS
+        return 0 if self._paging.ready else FLUSH_MS if self._lines else IDLE_MS
 
     def turn(self) -> None:
         """Take in what has come, send one page, look after the leases."""
+        idle = not self._come
         self.drain(lambda: False)
         send = self._paging.step()
         if send is not None:
@@ -94,21 +103,21 @@ class Reader(Actor):
             self._logger.warning(
                 "scan cut",
                 reason=cut.reason,
-                operation=asked.operation.name if asked else None,
+                operation=asked.operation.name if asked and asked.operation else None,
                 client=asked.client if asked else None,
                 process=peer.process if peer else None,
             )
             self.send(cut.ticket, Answers([Answer(cut.tag, Outcome.FAILED, (str(Code.SNAPSHOT), cut.reason))]))
-        self.nature.log.flush()
+        if idle or self._lines >= LINES_MAX or clock_ms() - self._flushed_ms >= FLUSH_MS:
+            self._lines, self._flushed_ms = 0, clock_ms()
+            self.nature.log.flush()
 
     def handle(self, route: bytes, peer: Peer, message: protocol.Message, arrived_us: int) -> None:
         """Answer queries, open scans, take credit, let go of who says goodbye."""
         if isinstance(message, Queries):
             self._answer_all(route, peer, message.queries, arrived_us)
         elif isinstance(message, ScanRequest):
-            refused = self._open(route, peer, message, arrived_us)
-            if refused is not None:
-                self.send(route, Answers([refused]))
+            self._open(route, peer, message, arrived_us)
         elif isinstance(message, Credit):
             self._credit(route, peer, message)
         elif isinstance(message, Cancel):
@@ -135,18 +144,26 @@ class Reader(Actor):
 
     def _answer_all(self, route: bytes, peer: Peer, queries: list[Query], arrived_us: int) -> None:
         """Answer queries, in frames of about a page: one frame may ask for more than the memory holds."""
-        answers: list[Answer] = []
+        told: list[tuple[Answer, _Asked]] = []
         size = 0
         for query in queries:
-            answer = self._answer(route, peer, query, arrived_us)
-            if answer is not None:
-                answers.append(answer)
-                size += len(answer.payload) if isinstance(answer.payload, bytes) else 0
+            answered = self._answer(route, peer, query, arrived_us)
+            if answered is None:
+                continue
+            told.append(answered)
+            payload = answered[0].payload
+            size += len(payload) if isinstance(payload, bytes) else 0
             if size >= self.nature.limits.page_bytes_max:
-                self.send(route, Answers(answers))
-                answers, size = [], 0
-        if answers:
-            self.send(route, Answers(answers))
+                self._tell(route, told)
+                told, size = [], 0
+        if told:
+            self._tell(route, told)
+
+    def _tell(self, route: bytes, told: list[tuple[Answer, _Asked]]) -> None:
+        """Send answers in one frame, then log a line for each."""
+        self.send(route, Answers([answer for answer, _ in told]))
+        for answer, asked in told:
+            self._note(answer, asked)
 
     def _question(self, peer: Peer, body: bytes) -> tuple[Operation, tuple[Any, ...], Question]:
         """Return what an untrusted body asks; raises ``RefusedError`` and ``ProtocolError``."""
@@ -155,23 +172,20 @@ class Reader(Actor):
         if operation is None or operation.verb.role != self.name:
             raise RefusedError(Code.OPERATION, f"{name!r} is not a query of the {self.name} reader")
         effect = operation.verb.effect(arguments, self.nature.limits)
-        assert isinstance(effect, Get | Scan | Count | Status)  # noqa: S101 - no command has a reader's role
+        assert isinstance(effect, QUESTIONS)  # noqa: S101 - no command has a reader's role
         peer.grant.role.check(operation.right, effect)
         return operation, arguments, effect
 
-    def _answer(self, route: bytes, peer: Peer, query: Query, arrived_us: int) -> Answer | None:
+    def _answer(self, route: bytes, peer: Peer, query: Query, arrived_us: int) -> tuple[Answer, _Asked] | None:
         """Answer one query, or ``None`` where the answer comes later."""
-        started_us = now_us()
-        operation: Operation | None = None
-        arguments: tuple[Any, ...] = ()
+        asked = _Asked(None, (), arrived_us, now_us(), peer.shown)
         try:
             _check_deadline(query.deadline_ms)
             operation, arguments, question = self._question(peer, query.body)
+            asked = asked._replace(operation=operation, arguments=arguments)
             if isinstance(question, Count):
-                if (route, query.tag) in self._asked:
-                    return None  # asked again because it takes long: from the start it would never end
-                asked = _Asked(operation, arguments, arrived_us, started_us, peer.shown)
-                self._begin(route, query.tag, question, 1, asked)
+                if (route, query.tag) not in self._asked:  # else asked again, for it takes long: it would never end
+                    self._begin(route, query.tag, question, 1, asked)
                 return None
             if isinstance(question, Scan):
                 raise RefusedError(Code.OPERATION, f"{operation.name} is a scan, and is asked for as one")
@@ -181,32 +195,24 @@ class Reader(Actor):
             answer = Answer(query.tag, Outcome.DONE, found)
         except self._source.view.read_errors as error:
             self.counts["reads_failed"] += 1
-            name = operation.name if operation is not None else None
+            name = asked.operation.name if asked.operation is not None else None
             self._logger.error("read failed", error=str(error), operation=name)  # noqa: TRY400 - no trace: it is the disk
             answer = Answer(query.tag, Outcome.FAILED, (str(Code.INTERNAL), f"the store cannot be read: {error}"))
         except (RefusedError, ProtocolError) as error:
             answer = _refusal(query.tag, error)
-        reason = None if answer.outcome == Outcome.DONE else str(answer.payload[0])
-        self._note(answer.outcome, operation, arguments, arrived_us, started_us, peer.shown, query.tag, reason)
-        return answer
+        return answer, asked
 
-    def _open(self, route: bytes, peer: Peer, request: ScanRequest, arrived_us: int) -> Answer | None:
-        started_us = now_us()
-        operation: Operation | None = None
-        arguments: tuple[Any, ...] = ()
+    def _open(self, route: bytes, peer: Peer, request: ScanRequest, arrived_us: int) -> None:
+        asked = _Asked(None, (), arrived_us, now_us(), peer.shown)
         try:
             _check_deadline(request.deadline_ms)
             operation, arguments, question = self._question(peer, request.body)
+            asked = asked._replace(operation=operation, arguments=arguments)
             if not isinstance(question, Scan):
                 raise RefusedError(Code.OPERATION, f"{operation.name} is not a scan")
-            asked = _Asked(operation, arguments, arrived_us, started_us, peer.shown)
             self._begin(route, request.tag, question, request.credit, asked)
         except (RefusedError, ProtocolError) as error:
-            answer = _refusal(request.tag, error)
-            reason = str(answer.payload[0])
-            self._note(answer.outcome, operation, arguments, arrived_us, started_us, peer.shown, request.tag, reason)
-            return answer
-        return None
+            self._tell(route, [(_refusal(request.tag, error), asked)])
 
     def _begin(self, route: bytes, tag: int, question: Scan | Count, credit: int, asked: _Asked) -> None:
         self._paging.check_room()
@@ -217,20 +223,11 @@ class Reader(Actor):
     def _note_end(self, route: bytes, tag: int) -> None:
         asked = self._asked.pop((route, tag), None)
         if asked is not None:
-            self._note(Outcome.DONE, *asked, tag)
+            self._note(Answer(tag, Outcome.DONE, None), asked)
 
-    def _note(  # noqa: PLR0913, PLR0917 - the schema's fields
-        self,
-        outcome: int,
-        operation: Operation | None,
-        arguments: tuple[Any, ...],
-        arrived_us: int,
-        started_us: int,
-        client: str,
-        tag: int,
-        reason: str | None = None,
-    ) -> None:
+    def _note(self, answer: Answer, asked: _Asked) -> None:
         self.counts["queries"] += 1
+        operation, arguments, arrived_us, started_us, client = asked
         subject_name, subject = "key", b""
         if operation is not None:
             subject_name = operation.verb.keyspace.subject
@@ -240,16 +237,17 @@ class Reader(Actor):
             operation.name if operation is not None else "unknown",
             subject_name,
             subject,
-            {Outcome.DONE: "done", Outcome.REFUSED: "refused"}.get(Outcome(outcome), "failed"),
+            OUTCOMES[answer.outcome],
             client,
-            f"{client}-{self.name[0]}{tag}",
+            f"{client}-{self.name[0]}{answer.tag}",
             None,
             None,
             started_us - arrived_us,
             None,
             now_us() - arrived_us,
-            reason,
+            None if answer.outcome == Outcome.DONE else str(answer.payload[0]),
         )
+        self._lines += 1
 
     def forget(self, route: bytes) -> None:
         """Forget a connection and close its snapshots."""

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 HOUSEKEEPING_MS = 60_000  # how often what expired or said goodbye is given up without waiting for a command
 UPTIME_SAVED_MS = 3_600_000  # an idle daemon persists its uptime this often
 GATHER_US = 200  # yield at most this long for a group as large as the recent ones: about one sync
-OUTCOMES = {Outcome.DONE: "done", Outcome.REFUSED: "refused", Outcome.FAILED: "failed", Outcome.EXPIRED: "expired"}
+OUTCOMES = {int(outcome): outcome.name.lower() for outcome in Outcome}
 
 
 class Writer(Actor):
@@ -179,7 +179,7 @@ class Writer(Actor):
             operation.name if operation is not None else "settle" if isinstance(answer, Settled) else "unknown",
             subject_name,
             subject,
-            OUTCOMES[Outcome(answer.outcome)],
+            OUTCOMES[answer.outcome],
             client,
             f"{client}-{told.number}",
             answer.group if isinstance(answer, Reply) and answer.group else None,
