@@ -103,9 +103,7 @@ class Traffic(Protocol):
 class Link:
     """A connection to one actor, made again as often as need be. ``endpoint`` may be changed by ``reset``."""
 
-    def __init__(
-        self, endpoint: str, client: bytes, process: str, traffic: Traffic, keys: Keys | None = None
-    ) -> None:
+    def __init__(self, endpoint: str, client: bytes, process: str, traffic: Traffic, keys: Keys | None = None) -> None:
         self.lock = RLock()
         self.endpoint = endpoint
         self.welcome: Welcome | None = None
