@@ -362,7 +362,7 @@ def test_a_count_that_is_asked_again_goes_on(monkeypatch: pytest.MonkeyPatch) ->
         nature = Nature(Limits(), Quiet(), None, None, None, {})  # type: ignore[arg-type]
         reader = Reader("scans", socket, nature, Source(store, store.snapshot, lambda _asker: {}))
         monkeypatch.setattr(reader, "send", sent)
-        peer = Peer(b"c" * 16, "client", "process", Origin("here"), Grant("uid:1", OPERATOR))
+        peer = Peer(b"c" * 16, "client", "process", Origin("here"), Grant("uid:1", OPERATOR), "uid:1")
         query = Query(1, 1 << 60, protocol.pack_body("count_records", ()))
         for _ in range(6):
             reader.handle(b"route", peer, Queries([query]), 0)
@@ -378,7 +378,7 @@ def test_answers_leave_in_frames_of_about_a_page(monkeypatch: pytest.MonkeyPatch
         nature = Nature(Limits(page_bytes_max=150_000), Quiet(), None, None, None, {})  # type: ignore[arg-type]
         reader = Reader("points", socket, nature, Source(store, store.snapshot, lambda _asker: {}))
         monkeypatch.setattr(reader, "send", sent)
-        peer = Peer(b"c" * 16, "client", "process", Origin("here"), Grant("uid:1", OPERATOR))
+        peer = Peer(b"c" * 16, "client", "process", Origin("here"), Grant("uid:1", OPERATOR), "uid:1")
         body = protocol.pack_body("raw_get", (b"large",))
         reader.handle(b"route", peer, Queries([Query(tag, 1 << 60, body) for tag in range(7)]), 0)
     assert [len(message.answers) for message in sent.messages] == [2, 2, 2, 1]

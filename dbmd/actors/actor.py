@@ -81,6 +81,7 @@ class Peer(NamedTuple):
     process: str
     origin: Origin
     grant: Grant
+    user_id: str
 
     def must_be(self, client: bytes) -> None:
         """Refuse a message about another client than the one that said hello."""
@@ -262,6 +263,10 @@ class Actor:
             if isinstance(message, Hello):
                 self._greet(route, message, sender)
                 return
+            if peer is not None and _user_id(sender) != peer.user_id:
+                # A connection under a routing id that another's had: a peer may choose its own.
+                self.forget(route)
+                peer = None
             if peer is None:
                 raise ProtocolError(Code.HELLO, "say hello to this run of the daemon first")
             self._heard(route)
@@ -292,14 +297,15 @@ class Actor:
         version = protocol.common_version(hello)
         if not self.nature.in_place():
             raise ReplacedError("the database's directory was removed or replaced")
-        grant = self.nature.grants.get(_user_id(sender))
+        user_id = _user_id(sender)
+        grant = self.nature.grants.get(user_id)
         if grant is None:
             raise ProtocolError(Code.RIGHT, "this connection's user or key is not let in any more")
         self.check_owner(hello.client, grant)
         origin = Origin.of(str(sender.get("Peer-Address")))
         if route not in self.peers:
             self._make_room(hello.client, origin)
-        peer = Peer(hello.client, shown(hello.client), hello.process[:200], origin, grant)
+        peer = Peer(hello.client, shown(hello.client), hello.process[:200], origin, grant, user_id)
         if self.peers.get(route) != peer:
             self._logger.info(
                 "client connected",
