@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from dbmd.limits import Limits
 
 OUTCOME_BYTES = 40  # what one settled outcome takes in memory
+UNFOLDED = 33  # bytes of memory for one of a request: an array of one small number is 2 bytes, and a tuple in a tuple
+BATCH_KEY_US = 3  # of the writer's time for one key of a batch, beside the disk's
 
 
 def _size(number: int) -> str:
@@ -56,6 +58,9 @@ def _held_terms(config: Config) -> list[_Term]:
             ("write_buffer_bytes", config.database.write_buffer_bytes), ("", 2),
         )),
         _Term("the group in hand, up to the command that reaches its limit, and its WriteBatch", (group, ("", 2))),
+        _Term("a request of tiny items as each actor unpacks it, for a moment", (
+            ("sockets", PUBLIC_SOCKETS), ("message_bytes_max", limits.message_bytes_max), ("unfolded", UNFOLDED),
+        )),
         _Term("commands in turn", (("groups", TURNS_GROUPS), ("group_bytes_max", limits.group_bytes_max))),
         _Term("pages of scans under way", (*pages, ("page_bytes_max", limits.page_bytes_max))),
         _Term("the records that end those pages", (*pages, record)),
@@ -109,4 +114,7 @@ def describe(config: Config) -> str:
     for title, terms in ((held, _held_terms(config)), (queued, _queue_terms(config.limits))):
         lines += [f"# {title}", *(term.line() for term in terms)]
         lines.append(f"#   together: {_size(sum(term.bytes() for term in terms))}")
+    keys = config.limits.batch_keys_max
+    lines.append("# Worst case of a turn: what the largest batch takes of the writer's time, while all others wait:")
+    lines.append(f"#   batch_keys_max {keys} x us {BATCH_KEY_US} = {keys * BATCH_KEY_US / 1_000_000:.2g} s")
     return "\n".join(lines) + "\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import tomllib
+import tracemalloc
 from configparser import RawConfigParser
 from dataclasses import FrozenInstanceError, fields
 from pathlib import Path
@@ -15,7 +16,8 @@ from pydantic import ValidationError
 from dbmd import config
 from dbmd.config import ConfigError, bounds, load
 from dbmd.limits import Limits
-from dbmd.worst_case import describe
+from dbmd.protocol import unpack
+from dbmd.worst_case import UNFOLDED, describe
 
 REFERENCE = Path(__file__).parent.parent / "config" / "dbmd.toml"
 UNIT = REFERENCE.with_name("dbmd.service")
@@ -337,7 +339,22 @@ def test_describe_shows_the_arithmetic_of_the_worst_case() -> None:
     assert "scans_max 256 x page_credit_max 4 x page_bytes_max 524288 = 512 MiB" in text
     assert "clients_remembered_max 10000 x client_window 256 x bytes 40 = 97.66 MiB" in text
     assert "log_buffer_bytes_max 8388608 = 8 MiB" in text
+    assert "sockets 3 x message_bytes_max 16777216 x unfolded 33 = 1.547 GiB" in text
+    assert "batch_keys_max 100000 x us 3 = 0.3 s" in text
     assert text.count("together: ") == 2
+
+
+def test_a_request_unfolds_to_no_more_than_the_arithmetic_says() -> None:
+    """The least that a frame can spend on an item is an array of one small number: what that takes is the factor."""
+    items = 100_000
+    frame = b"\xdd" + items.to_bytes(4, "big") + b"\x91\x01" * items
+    tracemalloc.start()
+    try:
+        unpack(frame)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert UNFOLDED / 2 < most / len(frame) < UNFOLDED
 
 
 def test_the_unit_runs_the_daemon_as_the_reference_says() -> None:
