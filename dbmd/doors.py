@@ -2,12 +2,17 @@
 The public sockets: bound, and closed to everybody whom the gate does not let in.
 
 The gate's own socket is bound first, and every public one enforces a ZAP domain: libzmq otherwise lets in
-everybody where no handler answers, or where a NULL socket has no domain.
+everybody where no handler answers, or where a NULL socket has no domain. And it unlinks whatever is at a socket's
+path without a word, another's live socket or a plain file: so that is looked at before.
 """
 
 from __future__ import annotations
 
+import errno
 import os
+import socket
+import stat
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -27,6 +32,7 @@ if TYPE_CHECKING:
     from dbmd.config import AccessTable, Config
 
 LINGER_S = 1.0
+FREE_S = 1.0  # a daemon that ends, or was killed, lets go of its sockets within that
 HANDSHAKE_MS = 5_000  # a peer that says nothing holds a descriptor no longer
 ROLES = ("writer", "points", "scans")
 
@@ -106,13 +112,15 @@ class Doors:
             if "[" in wanted:
                 router.setsockopt(zmq.IPV6, 1)
         try:
+            if self.domain == IPC:
+                _must_be_free(address)
             router.bind(address)
             if self.domain == IPC:
                 os.chmod(address.removeprefix("ipc://"), 0o666 if self.widened else 0o600)  # noqa: PTH101 - a socket's path
-        except zmq.ZMQError as error:
+        except (zmq.ZMQError, OSError) as error:
             holder = next((each for each in rendezvous.everyone() if each.endpoint == wanted), None)
             who = f": process {holder.pid} serves {holder.path} there" if holder else ""
-            raise DoorsError("endpoint", f"cannot listen on {address}: {error.strerror.lower()}{who}") from None
+            raise DoorsError("endpoint", f"cannot listen on {address}: {(error.strerror or '').lower()}{who}") from None
         bound = router.getsockopt_string(zmq.LAST_ENDPOINT)
         if role == "writer":
             self.endpoint = bound
@@ -137,6 +145,29 @@ class Doors:
                 yield "other users are allowed, but cannot reach the socket", {"folder": folder}
         if os.stat(path).st_mode & 0o077:  # noqa: PTH116
             yield "the database directory is open to other users: chmod 700", {"path": path}
+
+
+def _must_be_free(address: str) -> None:
+    """
+    Raise ``OSError`` where somebody listens at an ipc address, or what is there is no socket.
+
+    One that a killed process left is free: nobody takes a connection there. Its last instant is waited for.
+    """
+    path, deadline = address.removeprefix("ipc://"), time.monotonic() + FREE_S
+    while True:
+        try:
+            if not stat.S_ISSOCK(os.lstat(path).st_mode):
+                raise OSError(errno.EEXIST, "a file that is no socket is there")
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as probe:
+                probe.setblocking(False)  # noqa: FBT003 - the library's signature
+                probe.connect(path)
+        except (FileNotFoundError, ConnectionRefusedError):
+            return
+        except BlockingIOError:
+            pass  # somebody listens, and does not keep up
+        if time.monotonic() >= deadline:
+            raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+        time.sleep(FREE_S / 4)  # each look takes a place in the queue of whoever listens
 
 
 def _secret(store: Store, wanted: str, path: str) -> str:

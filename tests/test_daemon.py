@@ -99,11 +99,12 @@ def test_a_second_daemon_on_the_directory_is_told_who_holds_it(daemon: DaemonPro
         assert manager.store_watcher_appointment("1", {})
 
 
-@pytest.mark.parametrize("transport", ["ipc", "tcp"])
+@pytest.mark.parametrize("transport", ["ipc", "tcp", "runtime folder"])
 def test_a_second_daemon_on_the_endpoint_is_told_who_holds_it(tmp_path: Path, folder: Path, transport: str) -> None:
     """Its own directory is another; it exits at once and names the holder, whose socket is still there."""
-    endpoint = f"ipc://{folder}/s" if transport == "ipc" else f"tcp://127.0.0.1:{free_port()}"
-    with DaemonProcess(tmp_path / "data", endpoint=endpoint) as daemon, opened(endpoint) as manager:
+    asked = {"ipc": f"ipc://{folder}/s", "tcp": f"tcp://127.0.0.1:{free_port()}", "runtime folder": None}[transport]
+    with DaemonProcess(tmp_path / "data", endpoint=asked) as daemon, opened(daemon.endpoint) as manager:
+        endpoint = daemon.endpoint
         refused = run_dbmd("serve", str(tmp_path / "other"), "--endpoint", endpoint, "--insecure-tcp")
         assert refused.returncode == 1
         (line,) = refused.stderr.splitlines()
@@ -114,6 +115,26 @@ def test_a_second_daemon_on_the_endpoint_is_told_who_holds_it(tmp_path: Path, fo
             assert another.load_watcher_appointment("1") == {}
         assert [each.pid for each in rendezvous.everyone()] == [daemon.pid]
     assert on_disk(tmp_path / "other").keys() <= {key for key in on_disk(tmp_path / "other") if key[:16] == RESERVED}
+
+
+@pytest.mark.parametrize("name", ["s", "s.scans"])
+def test_what_is_at_a_socket_s_path_is_not_unlinked(tmp_path: Path, folder: Path, name: str) -> None:
+    """Neither another's live socket nor a plain file is removed to make room: libzmq would, without a word."""
+
+    def refused(why: str) -> None:
+        tried = run_dbmd("serve", str(tmp_path / "data"), "--endpoint", f"ipc://{folder}/s")
+        assert tried.returncode == 1
+        assert f"cannot listen on ipc://{folder}/{name}: {why}" in tried.stderr
+
+    with socket.socket(socket.AF_UNIX) as stranger, socket.socket(socket.AF_UNIX) as caller:
+        stranger.bind(str(folder / name))
+        stranger.listen()
+        refused("address already in use")
+        caller.connect(str(folder / name))
+    (folder / name).unlink()
+    (folder / name).write_bytes(b"precious")
+    refused("a file that is no socket is there")
+    assert (folder / name).read_bytes() == b"precious"
 
 
 def truncate_manifest(path: Path) -> None:
