@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import threading
@@ -11,7 +12,7 @@ import pytest
 import zmq
 
 from dbmd.protocol import Goodbye
-from dbmd_client import Administration, AppointmentsDBM, BusyError, OpenError
+from dbmd_client import Administration, AppointmentsDBM, BusyError, OpenError, UnknownOutcomeError
 from tests.crowd import Raw
 from tests.daemon_process import DaemonProcess, until
 
@@ -130,6 +131,37 @@ def test_a_load_waits_for_room_among_the_open_scans_within_its_deadline(tmp_path
             ending.start()
             assert len(ask()) == 10
             ending.join()
+
+
+def test_a_call_that_a_full_window_keeps_back_names_it_at_its_deadline(tmp_path: Path) -> None:
+    """It was never sent, so it failed; the command in front of it, whose answer is missing, is unknown."""
+    config = tmp_path / "dbmd.toml"
+    config.write_text("[limits]\nclient_window = 1\n", encoding="utf-8")
+    with (
+        DaemonProcess(tmp_path / "db", arguments=("--config", str(config))) as daemon,
+        AppointmentsDBM(daemon.endpoint, timeout_s=3) as database,
+    ):
+        database.store_watcher_appointment("1", {})
+        daemon.signal(signal.SIGSTOP)
+        first: list[BaseException] = []
+
+        def store() -> None:
+            try:
+                database.store_watcher_appointment("1", {"n": 1})
+            except UnknownOutcomeError as error:
+                first.append(error)
+
+        ahead = threading.Thread(target=store)
+        ahead.start()
+        until(lambda: database._channel._commands.begun, "the first to be sent")  # type: ignore[attr-defined]
+        database._channel.timeout_s = 0.3  # type: ignore[attr-defined]
+        with pytest.raises(BusyError, match=r"client_window is 1, and as many .* it was never sent"):
+            database.store_watcher_appointment("2", {})
+        ahead.join()
+        daemon.signal(signal.SIGCONT)
+        assert len(first) == 1
+        database._channel.timeout_s = 20  # type: ignore[attr-defined]
+        assert database.load_watcher_appointment("2") is None
 
 
 def test_a_client_that_took_a_new_id_is_one_client_still(tmp_path: Path) -> None:

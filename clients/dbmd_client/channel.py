@@ -133,13 +133,7 @@ class Channel:
         body = self._body(operation, arguments)
         if operation.writes:
             return self._command(operation, body, deadline_ms)
-        patience = Patience(now_ms, deadline_ms)
-        while True:
-            try:
-                return self._query(operation, body, deadline_ms)
-            except errors.BusyError:
-                if not patience.wait():
-                    raise
+        return Patience(now_ms, deadline_ms).ask(lambda: self._query(operation, body, deadline_ms))
 
     def _body(self, operation: Operation, arguments: tuple[object, ...]) -> bytes:
         """Pack a request; what would be over a limit is refused here, by the check the daemon makes."""
@@ -181,6 +175,9 @@ class Channel:
             return self._ended(where, waiter.value)
         why, code = (waiter.value.text, Code.DEADLINE) if waiter.done else self._late(link, "no final answer")
         if call is None:
+            if link.greeting and not waiter.done:  # then only the window can have kept it back
+                most = self.limits.client_window
+                why, code = f"client_window is {most}, and as many commands of this client are unanswered", Code.WINDOW
             raise failure(f"{where}: {why}; it was never sent, so it did not happen", code)
         message = f"{where}: {why}; it may have happened: outcome({call.identity!r}) settles it"
         raise errors.UnknownOutcomeError(message, call.identity)

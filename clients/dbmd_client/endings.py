@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dbmd.protocol import Code, Outcome
 from dbmd_client import errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+Answer = TypeVar("Answer")
 
 AGAIN_MS, AGAIN_MS_MAX = 10, 250  # between two askings for what there was no room for; doubled each time
 
@@ -61,3 +63,12 @@ class Patience:
         time.sleep(self._again_ms / 1000)
         self._again_ms = min(2 * self._again_ms, AGAIN_MS_MAX)
         return True
+
+    def ask(self, question: Callable[[], Answer]) -> Answer:
+        """Ask until there is room."""
+        while True:
+            try:
+                return question()
+            except errors.BusyError:
+                if not self.wait():
+                    raise
