@@ -8,7 +8,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from tests.benchmarks import goals, records
-from tests.benchmarks.figures import Findings, ratios
+from tests.benchmarks.figures import ratios
 from tests.benchmarks.rounds import Work, interleave, rounds_of
 from tests.benchmarks.systems import dbmd, echo, redis_always
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tests.benchmarks.clients import Client
+    from tests.benchmarks.figures import Findings
     from tests.benchmarks.rounds import Bench
     from tests.benchmarks.systems import System
 
@@ -61,7 +62,7 @@ def points(bench: Bench) -> Findings:
             "echo": stack.enter_context(echo(bench.folder)),
         }
         fill_redis(others["redis"], POINTS)
-        found = Findings(interleave(bench, Work(goals.POINT, loading), [ours, *others.values()], counts))
+        found = interleave(bench, Work(goals.POINT, loading), [ours, *others.values()], counts)
     for name, theirs in others.items():
         for count in map(str, counts):
             mine, other = (rounds_of(found.series, system.name, count) for system in (ours, theirs))

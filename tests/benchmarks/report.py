@@ -96,11 +96,14 @@ def series_line(series: Series) -> str:
 
 
 def series_table(taken: Mapping[str, Taken]) -> list[str]:
-    """Return the table of figures: every system of every job."""
+    """Return the table of figures: every system of every job that counts calls."""
+    found = [series for one in taken.values() for series in one.findings.series]
+    if not found:
+        return []
     return [
         "| job | clients | system | records per second | p50 ms | p99 ms | client CPU µs | server CPU µs |",
         "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |",
-        *(series_line(series) for one in taken.values() for series in one.findings.series),
+        *map(series_line, found),
     ]
 
 
@@ -122,7 +125,7 @@ def machines(taken: Mapping[str, Taken]) -> list[str]:
 def rendered(taken: Mapping[str, Taken]) -> str:
     """Return all there is to say as Markdown."""
     parts = [goals_table(taken), series_table(taken), runs_table(taken), machines(taken)]
-    return "\n\n".join("\n".join(lines) for lines in parts) + "\n"
+    return "\n\n".join("\n".join(lines) for lines in parts if lines) + "\n"
 
 
 def document(taken: Mapping[str, Taken]) -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tests.benchmarks.figures import Series, round_of
+from tests.benchmarks.figures import Findings, Series, round_of
 from tests.benchmarks.workers import WARMING_CALLS, Task, Workers
 
 if TYPE_CHECKING:
@@ -46,6 +46,28 @@ class Work:
     warming_calls: int = WARMING_CALLS
 
 
+class Groups(NamedTuple):
+    """How many commands a daemon committed, in how many groups."""
+
+    commands: int
+    groups: int
+
+    @classmethod
+    def of(cls, system: System) -> Groups:
+        """Ask the system; what is no daemon has no groups."""
+        counts = system.counts() if system.counts is not None else {"commands": 0, "groups": 0}
+        return cls(counts["commands"], counts["groups"])
+
+    def more(self, before: Groups, after: Groups) -> Groups:
+        """Return these and what came between ``before`` and ``after``."""
+        return Groups(self.commands + after.commands - before.commands, self.groups + after.groups - before.groups)
+
+    @property
+    def told(self) -> str:
+        """Return how many commands a group had in the mean."""
+        return f"{self.commands / self.groups:.2f} commands a group"
+
+
 def one_round(workers: Workers, work: Work, system: System, count: int, seconds: float) -> Round:
     """Let ``count`` clients of one system work at once."""
     tasks = [Task(system.open, work.work, work.threads, work.warming_calls)] * count
@@ -53,8 +75,9 @@ def one_round(workers: Workers, work: Work, system: System, count: int, seconds:
     return round_of(told, server_cpu_s, work.per_call)
 
 
-def interleave(bench: Bench, work: Work, systems: Sequence[System], counts: Sequence[int]) -> list[Series]:
+def interleave(bench: Bench, work: Work, systems: Sequence[System], counts: Sequence[int]) -> Findings:
     """Let so many clients do the same work on each system, one after the other, round by round."""
+    groups = dict.fromkeys(counts, Groups(0, 0))
     found: dict[tuple[int, str], list[Round]] = {(count, one.name): [] for count in counts for one in systems}
     with Workers(max(counts)) as workers:
         for number in range(bench.rounds):
@@ -63,8 +86,13 @@ def interleave(bench: Bench, work: Work, systems: Sequence[System], counts: Sequ
             order = systems if number % 2 == 0 else systems[::-1]
             for count in counts:
                 for system in order:
+                    before = Groups.of(system)
                     found[count, system.name].append(one_round(workers, work, system, count, bench.seconds))
-    return [Series(work.job, name, str(count), rounds, work.per_call) for (count, name), rounds in found.items()]
+                    groups[count] = groups[count].more(before, Groups.of(system))
+    series = [Series(work.job, name, str(count), rounds, work.per_call) for (count, name), rounds in found.items()]
+    return Findings(
+        series, notes=[f"{work.job}: {each.told} of {count}" for count, each in groups.items() if each.groups]
+    )
 
 
 def rounds_of(series: Sequence[Series], system: str, clients: str) -> list[Round]:

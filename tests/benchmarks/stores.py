@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from tests.benchmarks import goals, records
-from tests.benchmarks.figures import Findings, ratios
+from tests.benchmarks.figures import ratios
 from tests.benchmarks.rounds import Work, interleave, rounds_of
 from tests.benchmarks.systems import dbmd, lmdb_default, redis_always, sqlite_full
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from tests.benchmarks.clients import Batching, Client
+    from tests.benchmarks.figures import Findings
     from tests.benchmarks.rounds import Bench
     from tests.benchmarks.systems import System
 
@@ -38,7 +39,7 @@ def _over_redis(bench: Bench, work: Work, counts: Sequence[int], key: str) -> Fi
     with ExitStack() as stack:
         ours = stack.enter_context(dbmd(bench.folder / "dbmd"))
         theirs = stack.enter_context(redis_always(bench.folder / "redis"))
-        found = Findings(interleave(bench, work, [ours, theirs], counts))
+        found = interleave(bench, work, [ours, theirs], counts)
     for count in counts:
         _compare(found, ours, theirs, str(count), f"{key}/{count}")
     return found
@@ -58,7 +59,7 @@ def embedded(bench: Bench) -> Findings:
     """Durable stores from 8 processes, beside what they could embed instead."""
     with dbmd(bench.folder / "dbmd") as ours:
         others = {"sqlite": sqlite_full(bench.folder / "sqlite"), "lmdb": lmdb_default(bench.folder / "lmdb")}
-        found = Findings(interleave(bench, Work(goals.STORE, storing), [ours, *others.values()], (8,)))
+        found = interleave(bench, Work(goals.STORE, storing), [ours, *others.values()], (8,))
     for name, theirs in others.items():
         _compare(found, ours, theirs, "8", f"stores/{name}/8")
     return found

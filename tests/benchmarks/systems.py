@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import redis
 import zmq
 
+from dbmd_client import Administration
 from tests.benchmarks import clients
 from tests.benchmarks.records import POOL, encoded
 from tests.crew import die_with_parent
@@ -29,18 +30,19 @@ INSTALL = ("apt-get", "install", "--yes", "--no-install-recommends", "redis-serv
 
 
 class System(NamedTuple):
-    """A name, how a client opens it, and the process that serves it, if there is one."""
+    """A name, how a client opens it, the process that serves it, if there is one, and what a daemon has counted."""
 
     name: str
     open: Callable[[], Any]
     pid: int | None = None
+    counts: Callable[[], dict[str, Any]] | None = None
 
 
 @contextmanager
 def dbmd(path: Path, *arguments: str) -> Iterator[System]:
     """Serve ``path`` with all that is on by default; one log line per operation goes to a file beside it."""
-    with DaemonProcess(path, arguments=arguments) as daemon:
-        yield System("dbmd", partial(clients.Dbmd, daemon.endpoint), daemon.pid)
+    with DaemonProcess(path, arguments=arguments) as daemon, Administration(daemon.endpoint) as administration:
+        yield System("dbmd", partial(clients.Dbmd, daemon.endpoint), daemon.pid, administration.status)
 
 
 def redis_server() -> str:

@@ -98,7 +98,7 @@ def growth(bench: Bench) -> Findings:
             ("points", "CPU per point load", partial(loading, count=min(sizes))),
             ("stores", "CPU per store", storing),
         ):
-            series = interleave(bench, Work(f"{goals.GROWTH}: {job}", work), [few, many], (CLIENTS,))
+            series = interleave(bench, Work(f"{goals.GROWTH}: {job}", work), [few, many], (CLIENTS,)).series
             small, large = (rounds_of(series, system.name, str(CLIENTS)) for system in (few, many))
             found.numbers[f"growth/{name}"] = ratios(large, small, lambda one: one.server_us)
             found.series += series
