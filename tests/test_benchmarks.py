@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import subprocess
+import sys
 import time
 from functools import partial
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from tests.benchmarks import __main__, clients, documents, figures, goals, records, report, stores, systems, workers
 from tests.benchmarks.rounds import Bench, Work, interleave
 from tests.daemon_process import private_runtime
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 TOLD = [workers.Told([0.001, 0.003], 500.0, 0.002), workers.Told([0.002, 0.002], 500.0, 0.004)]
 ROUNDS = [figures.Round(1234.0, 0.5, 2.0, 40.0, 80.0)] * 3
@@ -97,14 +97,15 @@ def test_clients_are_released_together_and_counted(tmp_path: Path) -> None:
     """A round of two processes against a real daemon stores what it counts, and tells the daemon's CPU time."""
     with private_runtime(), systems.dbmd(tmp_path / "database") as served:
         bench = Bench(tmp_path, rounds=1, seconds=0.2)
-        (series,) = interleave(bench, Work(goals.STORE, stores.storing), [served], [2])
-        round_ = series.rounds[0]
+        found = interleave(bench, Work(goals.STORE, stores.storing), [served], [2])
+        (round_,) = found.series[0].rounds
         client = served.open()
         stored = len(client.scan())
         client.close()
     counted = round_.rate * bench.seconds + 2 * workers.WARMING_CALLS
     assert counted * 0.5 < stored < counted * 2
     assert min(round_) > 0
+    assert re.search(r": [12]\.\d\d commands a group of 2$", found.notes[0])
 
 
 def test_a_client_that_fails_fails_the_job() -> None:
@@ -131,3 +132,20 @@ def test_what_is_kept_is_what_is_shown() -> None:
     assert documents.readme(text, FOUND) == text
     with pytest.raises(ValueError, match="no place"):
         documents.readme("before", FOUND)
+
+
+@pytest.mark.system
+def test_a_quick_benchmark_answers_every_goal() -> None:
+    """Every job runs against the real alternatives, every goal gets its number, and no folder is left behind."""
+    before = set(Path(__main__.DISK).glob("dbmd-bench-*"))
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.benchmarks", "--quick", "--jobs", ",".join(__main__.JOBS)],
+        cwd=documents.ROOT,
+        capture_output=True,
+        text=True,
+        timeout=540,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert all(f"| {goal.job} | {goal.clients} | {goal.over} |" in done.stdout for goal in goals.GOALS)
+    assert set(Path(__main__.DISK).glob("dbmd-bench-*")) <= before
