@@ -93,14 +93,15 @@ class _Refusal(Exception):  # noqa: N818 - it is a refusal, told to the client, 
 class _Overlay:
     """The store as it will be once the gathering group is committed."""
 
-    def __init__(self, view: View, written: dict[bytes, bytes | None]) -> None:
+    def __init__(self, view: View, written: dict[bytes, Write]) -> None:
         self._view = view
         self._written = written
         self.read_errors = view.read_errors
 
     def get(self, key: bytes) -> bytes | None:
-        if key in self._written:
-            return self._written[key]
+        write = self._written.get(key)
+        if write is not None:
+            return write.value if isinstance(write, Put) else None
         try:
             return self._view.get(key)
         except self.read_errors as error:
@@ -116,7 +117,7 @@ class GroupCommit:
     def __init__(self, view: View, limits: Limits) -> None:
         """Read what earlier runs recorded; raises ``UnknownFormatError`` for what is not ours or not known."""
         self._limits = limits
-        self._written: dict[bytes, bytes | None] = {}
+        self._written: dict[bytes, Write] = {}
         self._overlay = _Overlay(view, self._written)
         self._admitted: dict[tuple[bytes, int], _Admitted] = {}
         self._bytes = 0
@@ -206,9 +207,8 @@ class GroupCommit:
         """Take writes into the group; return their bytes, which for an append are the whole list's."""
         size = 0
         for write in writes:
-            value = write.value if isinstance(write, Put) else None
-            self._written[write.key] = value
-            size += len(write.key) + len(value or b"")
+            self._written[write.key] = write
+            size += len(write.key) + (len(write.value) if isinstance(write, Put) else 0)
         return size
 
     def _hold(self, ticket: Any, frame: Commands, command: Command, completion: Completion, principal: str) -> None:  # noqa: ANN401
@@ -288,10 +288,7 @@ class GroupCommit:
             return None
         self.state = State.COMMITTING
         self.sequence += 1
-        writes: list[Write] = [
-            Delete(key) if value is None else Put(key, value) for key, value in self._written.items()
-        ]
-        writes += self.identities.writes()
+        writes = [*self._written.values(), *self.identities.writes()]
         writes.append(Put(STATE_KEY, state_record(self.sequence, self.uptime_ms)))
         return Sealed(self.sequence, writes, len(self._admitted))
 

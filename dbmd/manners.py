@@ -10,13 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
-from dbmd import verbs
 from dbmd.paging import CorruptRecordError, Received
 from dbmd.protocol import Code, Outcome
 
 if TYPE_CHECKING:
     import inspect
     from collections.abc import Callable, Iterator
+
+    from dbmd import verbs
 
     from dbmd.access import Right
 
@@ -105,7 +106,7 @@ class Operation:
             raise
         if self.collect is not None:
             return self.collect(self, arguments, channel.pages(self, wire, again=True))
-        if isinstance(self.verb, verbs.DeleteMany | verbs.PutMany) and not wire:
+        if not wire and self.verb.nothing:
             return None
         return self._finish(channel, logger, arguments, wire, channel.request(self, wire))
 

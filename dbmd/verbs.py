@@ -45,13 +45,16 @@ Role: TypeAlias = Literal["writer", "points", "scans"]
 
 def _wire(arguments: tuple[object, ...], *types: type) -> tuple[Any, ...]:
     """Check count and types of untrusted arguments; ``NoneType`` beside a type is spelt as a tuple elsewhere."""
+    if tuple(map(type, arguments)) == types:
+        return arguments
     if len(arguments) != len(types):
         raise RefusedError(Code.TYPE, f"{len(types)} arguments are expected, not {len(arguments)}")
-    for position, (wanted, found) in enumerate(zip(types, arguments, strict=True)):
-        if type(found) is not wanted:
-            text = f"argument {position + 1} must be {wanted.__name__}, not {type(found).__name__}"
-            raise RefusedError(Code.TYPE, text)
-    return arguments
+    position, wanted, found = next(
+        (at, wanted, found)
+        for at, (wanted, found) in enumerate(zip(types, arguments, strict=True), 1)
+        if type(found) is not wanted
+    )
+    raise RefusedError(Code.TYPE, f"argument {position} must be {wanted.__name__}, not {type(found).__name__}")
 
 
 def _each(items: Iterable[object], wanted: type, limit: int, name: str) -> None:
@@ -93,6 +96,8 @@ class Verb(ABC):
     """One kind of effect, bound to a keyspace. ``right`` has no default: a new verb cannot forget what it needs."""
 
     role: ClassVar[Role]
+    payloads: ClassVar[tuple[type, ...]] = (dict,)  # what a query that is done may be answered with
+    nothing: ClassVar[bool] = False  # without arguments nothing is to be done, and nothing is sent
     right: ClassVar[Right]
 
     def __init__(self, keyspace: Keyspace = ENTRIES) -> None:
@@ -123,6 +128,7 @@ class GetOne(Verb):
     """Read one record: ``(id)``, or nothing where the keyspace is one whole key."""
 
     role = "points"
+    payloads = (bytes, type(None))
     right = Right.READ
 
     def __init__(self, keyspace: Keyspace = ENTRIES, read: Callable[[bytes], Any] = bytes) -> None:
@@ -214,6 +220,7 @@ class _Many(Verb):
     """The same write for many ids: ``(ids)``; nothing is sent for none."""
 
     role = "writer"
+    nothing = True
     right = Right.WRITE
 
     def encode(self, *arguments: Any) -> tuple[object, ...]:  # noqa: ANN401
@@ -303,7 +310,7 @@ class WriteBatch(Verb):
 
     def _writes(self, arguments: tuple[Any, ...], limits: Limits) -> Iterator[Write]:
         for pair in arguments:
-            key, value = _wire(pair, bytes, type(None) if pair[1:] == (None,) else bytes)
+            key, value = _wire(pair, bytes, type(None) if len(pair) > 1 and pair[1] is None else bytes)
             if value is None:
                 yield Delete(check_deleted(key))
             else:

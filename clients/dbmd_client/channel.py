@@ -25,7 +25,6 @@ from dbmd.manners import Result
 from dbmd.paging import received
 from dbmd.protocol import Code, Credit, Error, Goodbye, Outcome, Page, ProtocolError, Settle, Settled
 from dbmd.session import Call
-from dbmd.verbs import GetOne
 from dbmd_client import errors
 from dbmd_client.endings import Patience, failure, refusal, told
 from dbmd_client.link import PROBE_MS, Link, Waiter, now_ms
@@ -212,8 +211,7 @@ class Channel:
             raise failure(f"{where}: {why}; nothing was changed", why_code)
         identity = f"{shown(self._commands.session.client)}-{role[0]}{tag}"
         answer = waiter.value
-        wanted = (bytes, type(None)) if isinstance(operation.verb, GetOne) else dict
-        if answer.outcome == Outcome.DONE and not isinstance(answer.payload, wanted):
+        if answer.outcome == Outcome.DONE and type(answer.payload) not in operation.verb.payloads:
             found = type(answer.payload).__name__
             raise failure(f"{where}: the daemon answered with {found}; nothing was changed", Code.MALFORMED)
         if answer.outcome in (Outcome.DONE, Outcome.REFUSED):

@@ -172,7 +172,7 @@ class Asked:
             for tag, query in self._due.items():
                 if tag in self.queries:
                     self.queries[tag][1].sent_ms = now
-                    due.append(query._replace(deadline_ms=max(0, query.deadline_ms + self._offset_ms)))
+                    due.append(Query(tag, max(0, query.deadline_ms + self._offset_ms), query.body))
             self._due.clear()
             if due:
                 yield protocol.encode(Queries(due))

@@ -55,8 +55,9 @@ MUTANTS = (
         "identity in another batch",
         "an identity is recorded in the same batch as its effect",
         COMMIT,
-        "        writes += self.identities.writes()\n",
-        "        writes += getattr(self, 'late', [])\n        self.late = self.identities.writes()\n",
+        "        writes = [*self._written.values(), *self.identities.writes()]\n",
+        "        writes = [*self._written.values(), *getattr(self, 'late', [])]\n"
+        "        self.late = self.identities.writes()\n",
     ),
     Mutant(
         "no barring",
@@ -196,7 +197,7 @@ MUTANTS = (
         "read-modify-write blind to admitted commands",
         "two appends to one list in one group both count",
         COMMIT,
-        "return self._written[key]",
+        "return write.value if isinstance(write, Put) else None",
         "return self._view.get(key)",
     ),
     Mutant(
@@ -286,8 +287,10 @@ MUTANTS = (
         "last delete in a group lost",
         "a batch is whole or absent",
         COMMIT,
-        "for key, value in self._written.items()\n",
-        "for key, value in self._written.items() if value is not None or key != list(self._written)[-1]\n",
+        "        writes = [*self._written.values(), *self.identities.writes()]\n",
+        "        writes = [*self._written.values(), *self.identities.writes()]\n"
+        "        last = next(reversed(self._written.values()), None)\n"
+        "        writes = [each for each in writes if isinstance(each, Put) or each is not last]\n",
     ),
     Mutant(
         "sent, and called never sent",
