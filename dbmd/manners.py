@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from dbmd import verbs
-
     from dbmd.access import Right
 
 RAISES: Final = object()
