@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import zmq
 
 from dbmd import protocol
+from dbmd.identities import RECORDS
 from dbmd.protocol import Code, Command, Commands, Error, Goodbye, Hello, Outcome, Replies, Settle, Settled, Welcome
 from tests.simulation.network import PRINCIPALS
 
@@ -147,11 +148,14 @@ class Rogue:
     def _steal(self) -> None:
         """Ask what became of a command of another principal."""
         assert self._welcome is not None
-        others = [each for each in self.world.checker.admitted if each[0] not in (self._client, self._ghost)]
-        if others:
-            tag = self.world.tag()
-            self._stolen.add(tag)
-            self._send(Settle(tag, others[0][0], self._welcome.uptime_ms, others[0][1]))
+        records = [(key, value) for key, value in self.world.disk.records.items() if RECORDS.holds(key)]
+        if records:
+            key, value = self.world.rng.choice(records)
+            client, completed = key.removeprefix(RECORDS.start), protocol.unpack(value)[-1]
+            if completed and client not in (self._client, self._ghost):
+                tag = self.world.tag()
+                self._stolen.add(tag)
+                self._send(Settle(tag, client, self._welcome.uptime_ms, completed[-1][0]))
 
     def _garbage(self) -> None:
         self.socket.send(self.world.rng.randbytes(self.world.rng.randint(0, 9)))
