@@ -20,6 +20,7 @@ import pytest
 
 from dbmd import places, rendezvous
 from dbmd.flocks import FileLock
+from dbmd_client import AppointmentsDBM
 from dbmd_client.errors import OpenError
 from dbmd_client.opening import Opening
 
@@ -405,6 +406,22 @@ def test_frozen_turn_does_not_stop_a_close(database: str, folder: str, monkeypat
     opening.close(soon())
     assert opens_in_place(database)
     turn.release()
+
+
+def test_frozen_daemon_costs_an_opener_its_deadline_once(database: str) -> None:
+    """Opening a path whose daemon is frozen fails at the deadline, though nobody else would let the daemon leave."""
+    opening = Opening.resolve(database, soon())
+    pid = daemon_of(database).pid
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        opening.close(time.monotonic())
+        began = time.monotonic()
+        with pytest.raises(OpenError, match="no daemon answered"):
+            AppointmentsDBM(database, timeout_s=1.0)
+        assert 1.0 <= time.monotonic() - began < 1.9
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    until(lambda: opens_in_place(database))
 
 
 def test_forked_child_has_a_share_of_its_own(database: str) -> None:

@@ -52,13 +52,13 @@ def describe_process() -> str:
 class Channel:
     """One client object's way to its daemon, in one process."""
 
-    def __init__(self, opening: Opening, timeout_s: float) -> None:
-        """Connect and exchange hellos; raises ``OpenError`` within the timeout."""
+    def __init__(self, opening: Opening, timeout_s: float, deadline: float) -> None:
+        """Connect and exchange hellos; raises ``OpenError`` by ``deadline`` (monotonic)."""
         self.timeout_s = timeout_s
         self._opening = opening
         self._closed = False
         self._pid = os.getpid()
-        self._build(self._deadline_ms())
+        self._build(now_ms() + int((deadline - time.monotonic()) * 1000))
 
     def _build(self, deadline_ms: int) -> None:
         process = describe_process()

@@ -50,11 +50,14 @@ class Database(Operations):
             raise ValueError(message)
         self._opened = (db_path, timeout_s, keys)
         self.logger = logger or structlog.get_logger(component=type(self).__name__)
-        opening = Opening.resolve(db_path, time.monotonic() + timeout_s, _keys(keys))
+        deadline = (
+            time.monotonic() + timeout_s
+        )  # of all of it: to find or start the daemon, its welcome, and to give up
+        opening = Opening.resolve(db_path, deadline, _keys(keys))
         try:
-            self._channel = Channel(opening, timeout_s)
+            self._channel = Channel(opening, timeout_s, deadline)
         except BaseException:
-            opening.close(time.monotonic() + timeout_s)
+            opening.close(deadline)
             raise
 
     @classmethod
