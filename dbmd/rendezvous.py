@@ -59,6 +59,7 @@ __all__ = [
     "daemon_folder",
     "everyone",
     "find",
+    "holder",
     "inscribe",
     "managed_by",
     "place_for",
@@ -145,6 +146,12 @@ def announced(place: Place) -> bool:
 def alive(place: Place) -> bool:
     """Say whether a daemon holds ``place``."""
     return held_as(place.serving_path) != fcntl.LOCK_UN
+
+
+def holder(place: Place) -> str:
+    """Return "process N", who serves or opens the database as far as its lock's file tells, to name it to people."""
+    pid = _inscription(place.serving_path if alive(place) else place.opening_path)[0]
+    return f"process {pid}" if pid else "a process that left no pid"
 
 
 def shared_by_others(place: Place) -> bool:

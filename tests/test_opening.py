@@ -253,7 +253,7 @@ def test_daemon_that_recovers_is_waited_for(database: str, folder: str) -> None:
     """A daemon that is still opening the database, its starter gone, is waited for, not taken for a stranger."""
     held = plyvel.DB(database, create_if_missing=True)
     recovering = rendezvous.announce(rendezvous.place_for(database, folder), database)
-    with pytest.raises(OpenError, match="neither answers nor ends"):
+    with pytest.raises(OpenError, match=f"process {os.getpid()} neither serves it nor ends"):
         Opening.resolve(database, time.monotonic() + 0.1)
     with Client(database) as client:
         client.ask("open")

@@ -105,7 +105,7 @@ def test_a_call_that_no_daemon_can_be_started_for_says_whether_it_happened(
         while stranger is None:  # the killed one's LOCK may be there for an instant
             with suppress(plyvel.IOError):
                 stranger = plyvel.DB(str(path))
-        why = r"is held by pid \d+|not ready in time|neither answers nor ends|no final answer"
+        why = r"is held by pid \d+|not ready in time|neither serves it nor ends|no final answer"
         with closing(stranger), pytest.raises((UnknownOutcomeError, DeadlineError), match=why):
             database.store_watcher_appointment("a", {"n": 1})
         database._channel.timeout_s = 20.0  # type: ignore[attr-defined]

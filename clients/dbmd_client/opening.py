@@ -184,7 +184,8 @@ class Opening:
             died = any(rendezvous.published(self._path, each) for each in rendezvous.places(self._path))
             while not self._join():
                 if time.monotonic() >= deadline:
-                    raise OpenError("other", f"{self._path}: its daemon neither answers nor ends; see {place.log_path}")
+                    who = rendezvous.holder(place)
+                    raise OpenError("other", f"{self._path}: {who} neither serves it nor ends; see {place.log_path}")
                 if self._somebody_lives():  # it starts, or ends
                     time.sleep(POLL_S)
                 elif mark := rendezvous.managed_by(self._path):
