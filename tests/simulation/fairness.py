@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import zmq
 
@@ -51,14 +51,12 @@ GROUPS_WAITED_FAR = 50  # enough to see that it is unfair
 GREEDY, HOSTILE, MEEK = os.getpid(), os.getppid(), 1  # three processes that are there
 
 
-class Sender:
-    """The first frame of what a ROUTER received."""
+class Frame(NamedTuple):
+    """A frame as a ROUTER hands it out, from a process; ``more`` says that another of its message follows."""
 
-    __slots__ = ("bytes", "pid")
-
-    def __init__(self, route: bytes, pid: int) -> None:
-        self.bytes = route
-        self.pid = pid
+    bytes: bytes
+    pid: int
+    more: bool
 
     def get(self, name: str) -> str:
         """Return who it is, or the peer's address, as libzmq tells it of an ipc connection: all are one principal."""
@@ -74,7 +72,8 @@ class Mailbox:
         self.sent: dict[bytes, deque[protocol.Message]] = {}
         self.received: list[bytes] = []
         self._turn: deque[bytes] = deque()
-        self._frame: bytes | None = None
+        self._frame: Frame | None = None
+        self._outgoing: list[bytes] = []
 
     def connect(self, route: bytes, pid: int) -> None:
         """Open a connection, and say hello as a client of that name."""
@@ -87,14 +86,17 @@ class Mailbox:
         """Queue a message."""
         self.queues[route].append(protocol.encode(message))
 
-    def getsockopt(self, option: int) -> int:
-        """Say whether more has come; the descriptor is nobody's."""
-        if option == zmq.RCVMORE:
-            return self._frame is not None
+    def getsockopt(self, _option: int) -> int:
+        """Return a descriptor that is nobody's."""
+        return 0
+
+    def get(self, option: int) -> int:
+        """Say whether more has come."""
         return READABLE if option == zmq.EVENTS and any(self.queues.values()) else 0
 
-    def recv(self, _flags: int = 0, *, copy: bool = True) -> Any:  # noqa: ANN401 - a frame, or its bytes
+    def recv(self, _flags: int = 0, *, copy: bool = True) -> Frame:
         """Return the next frame: a message of each connection in turn."""
+        assert not copy
         if self._frame is not None:
             frame, self._frame = self._frame, None
             return frame
@@ -103,14 +105,16 @@ class Mailbox:
         route = self._turn[0]
         self.received.append(route)
         self._turn.rotate(-1)
-        self._frame = self.queues[route].popleft()
-        assert not copy
-        return Sender(route, self.pids[route])
+        self._frame = Frame(self.queues[route].popleft(), self.pids[route], more=False)
+        return Frame(route, self.pids[route], more=True)
 
-    def send_multipart(self, frames: list[bytes], _flags: int = 0, *, copy: bool = True) -> None:  # noqa: ARG002
-        """Keep what is answered, but to the hostile one, who never reads."""
-        if self.pids[frames[0]] != HOSTILE:
-            self.sent[frames[0]].append(protocol.decode(frames[1]))
+    def send(self, frame: bytes, flags: int = 0, *, copy: bool = True) -> None:  # noqa: ARG002
+        """Keep what is answered, the frame behind the route, but to the hostile one, who never reads."""
+        self._outgoing.append(frame)
+        if not flags & zmq.SNDMORE:
+            (route, answer, *_), self._outgoing = self._outgoing, []
+            if self.pids[route] != HOSTILE:
+                self.sent[route].append(protocol.decode(answer))
 
 
 class Crowd:
