@@ -12,7 +12,7 @@ SECONDS ?= 600
 SEEDS ?= all
 TIER := bash .ci/tier
 
-.PHONY: help run check lint layers types test test-rooms test-processes test-system test-deep simulate simulate-mutants torture powercut demo figures reference bench lock clean
+.PHONY: help run check lint layers types test test-rooms test-processes test-system test-deep simulate simulate-mutants torture powercut demo reference bench lock clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -66,14 +66,11 @@ powercut: $(DEV) ## 200 power cuts under load, on ext4 and on strict POSIX
 demo: $(RUN) ## four towers on one database, in half a minute
 	@$(BIN)/python -m tests.demo
 
-figures: $(RUN) ## the figures of the README, on this machine
-	@$(BIN)/python -m tests.figures
-
 reference: $(RUN) ## write docs/operations.md anew from the registry
 	@$(BIN)/python -m tests.reference
 
-bench: $(DEV) ## the speed of dbmd beside its alternatives
-	@$(BIN)/python -m tests.benchmarks
+bench: $(DEV) ## the speed of dbmd beside its alternatives, on this machine; writes it into README and docs
+	@$(BIN)/python -m tests.benchmarks --write
 
 lock: $(DEV) ## pin every dependency anew
 	@bash .ci/lock

@@ -105,7 +105,7 @@ def test_clients_are_released_together_and_counted(tmp_path: Path) -> None:
     counted = round_.rate * bench.seconds + 2 * workers.WARMING_CALLS
     assert counted * 0.5 < stored < counted * 2
     assert min(round_) > 0
-    assert re.search(r": [12]\.\d\d commands a group of 2$", found.notes[0])
+    assert re.fullmatch(r"[12]\.\d\d commands a group of 2 clients", found.notes[0])
 
 
 def test_a_client_that_fails_fails_the_job() -> None:
@@ -149,3 +149,12 @@ def test_a_quick_benchmark_answers_every_goal() -> None:
     assert done.returncode == 0, done.stderr
     assert all(f"| {goal.job} | {goal.clients} | {goal.over} |" in done.stdout for goal in goals.GOALS)
     assert set(Path(__main__.DISK).glob("dbmd-bench-*")) <= before
+
+
+def test_the_documents_show_the_figures_that_are_kept() -> None:
+    """docs/benchmarks.md and the README's part are what the kept rounds say; `make bench` writes all of them."""
+    kept = documents.kept()
+    assert documents.DOCUMENT.read_text(encoding="utf-8") == report.document(kept)
+    readme = documents.README.read_text(encoding="utf-8")
+    assert documents.readme(readme, kept) == readme
+    assert all((documents.FOLDER / f"{name}.svg").exists() for name in report.PLOTS)

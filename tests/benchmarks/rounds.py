@@ -90,9 +90,8 @@ def interleave(bench: Bench, work: Work, systems: Sequence[System], counts: Sequ
                     found[count, system.name].append(one_round(workers, work, system, count, bench.seconds))
                     groups[count] = groups[count].more(before, Groups.of(system))
     series = [Series(work.job, name, str(count), rounds, work.per_call) for (count, name), rounds in found.items()]
-    return Findings(
-        series, notes=[f"{work.job}: {each.told} of {count}" for count, each in groups.items() if each.groups]
-    )
+    notes = [f"{each.told} of {count} clients" for count, each in groups.items() if each.groups]
+    return Findings(series, notes=notes)
 
 
 def rounds_of(series: Sequence[Series], system: str, clients: str) -> list[Round]:
