@@ -366,3 +366,14 @@ def test_maps_are_bounded_in_large_frames_alone() -> None:
 def test_what_is_packed_is_unpacked(data: bytes, number: int) -> None:
     """Records of our own survive the codec, lists as tuples."""
     assert protocol.unpack(protocol.pack([number, data, {"a": None}])) == (number, data, {"a": None})
+
+
+def test_depth_is_bounded_by_msgpack_s_own_stack() -> None:
+    """1,024 arrays in one another are taken apart, and one more is refused before anything is built of it."""
+    assert protocol.unpack(b"\x91" * 1024 + b"\xc0")
+    for depth in (1025, 1_000_000):
+        with pytest.raises(ProtocolError, match="StackError"):
+            protocol.unpack(b"\x91" * depth + b"\xc0")
+    for extension in (b"\xd4\x01a", b"\xd6\xff" + bytes(4), b"\xc7\x00\x05"):
+        with pytest.raises(ProtocolError):
+            protocol.unpack(extension)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dbmd.places import FOLDER_VARIABLE
-from tests.benchmarks import documents, machine, reads, report, restart, scans, stores, upkeep
+from tests.benchmarks import documents, machine, reads, report, restart, scans, stores, transports, upkeep
 from tests.benchmarks.rounds import Bench
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ JOBS: dict[str, Callable[[Bench], Findings]] = {
     "scans": scans.scans,
     "memory": scans.memory,
     "log": upkeep.log,
+    "curve": transports.curve,
     "idle": upkeep.idle,
     "restart": restart.restart,
     "growth": upkeep.growth,

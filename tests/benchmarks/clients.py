@@ -18,7 +18,7 @@ import redis
 import zmq
 from redis.utils import HIREDIS_AVAILABLE
 
-from dbmd_client import AppointmentsDBM
+from dbmd_client import AppointmentsDBM, Keys
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -59,8 +59,8 @@ class Scanning(Client, Protocol):
 class Dbmd:
     """The public client."""
 
-    def __init__(self, endpoint: str) -> None:
-        self.database = AppointmentsDBM(endpoint, timeout_s=CALL_S_MAX)
+    def __init__(self, endpoint: str, keys: Keys | None = None) -> None:
+        self.database = AppointmentsDBM(endpoint, timeout_s=CALL_S_MAX, keys=keys)
 
     def store(self, uuid: str, appointment: Any) -> None:  # noqa: ANN401
         """Return when the record is on the disk."""

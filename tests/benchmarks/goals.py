@@ -51,6 +51,7 @@ GOALS = (
     ),
     *_many("stores/sqlite", STORE, "SQLite", {"8": (2.0, 3.0)}),
     *_many("stores/lmdb", STORE, "LMDB", {"8": (4.0, 6.0)}),
+    *_many("curve/tcp", f"{STORE}, tcp with CURVE", "tcp without", {"8": (0.8, 0.8)}),
     *_many("threads/redis", THREADS, "redis-py and its pool", {"1": (1.5, 2.5)}),
     *_many("batches/redis", BATCHES, "a MULTI pipeline of 100", {"1": (1.6, 2.2), "4": (1.4, 2.0), "8": (1.3, 1.8)}),
     *_many("points/redis", POINT, "Redis GET", {"1": (0.9, 1.2), "8": (0.9, 1.1)}),
