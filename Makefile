@@ -44,7 +44,7 @@ test-rooms: # in one process, where their coverage is measured
 test-processes: # most of these wait for daemons and clients, so more of them run at once than there are cores
 	$(BIN)/pytest -q -m 'not room and not system and not deep' --numprocesses=4 --session-timeout=360
 
-test-system: $(DEV) ## what needs system packages, root or empty environments
+test-system: $(DEV) ## what needs system packages, root, empty environments, or processes by the dozen
 	@$(TIER) 'make test-system' 1200 $(BIN)/pytest -m system --timeout=600
 
 test-deep: $(DEV) ## the long search: SECONDS=600, SEEDS=all or committed

@@ -345,13 +345,7 @@ def unpack(data: bytes | memoryview) -> Any:  # noqa: ANN401 - whatever msgpack 
     maps = _Maps(len(data)) if len(data) > SMALL_BYTES_MAX else None
     try:
         return msgpack.unpackb(
-            data,
-            raw=False,
-            use_list=False,
-            strict_map_key=True,
-            max_ext_len=0,
-            ext_hook=_no_extension,
-            object_hook=maps,
+            data, raw=False, use_list=False, strict_map_key=True, ext_hook=_no_extension, object_hook=maps
         )
     except ProtocolError:
         raise

@@ -93,6 +93,7 @@ def test_cpu_time_of_a_process_is_that_of_all_its_threads() -> None:
     assert before <= mine <= after
 
 
+@pytest.mark.system
 def test_clients_are_released_together_and_counted(tmp_path: Path) -> None:
     """A round of two processes against a real daemon stores what it counts, and tells the daemon's CPU time."""
     with private_runtime(), systems.dbmd(tmp_path / "database") as served:
@@ -114,6 +115,7 @@ def test_a_client_that_fails_fails_the_job() -> None:
         crew.round([workers.Task(partial(clients.Sqlite, "/nowhere/at/all"), stores.storing)], 0.1, None)
 
 
+@pytest.mark.system
 def test_the_plots_are_drawn_from_the_same_findings(tmp_path: Path) -> None:
     """Each plot that the documents show is an SVG, which names the systems and is the same when drawn again."""
     from tests.benchmarks import plots

@@ -231,6 +231,7 @@ def free_port() -> int:
     return port
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("transport", ["ipc", "tcp"])
 def test_a_client_goes_on_after_a_restart_of_its_daemon(tmp_path: Path, transport: str) -> None:
     """The first call of each kind after a restart reaches the new daemon: the old one interrupts none of them."""

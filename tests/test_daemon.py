@@ -99,6 +99,7 @@ def test_a_second_daemon_on_the_directory_is_told_who_holds_it(daemon: DaemonPro
         assert manager.store_watcher_appointment("1", {})
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("transport", ["ipc", "tcp", "runtime folder"])
 def test_a_second_daemon_on_the_endpoint_is_told_who_holds_it(tmp_path: Path, folder: Path, transport: str) -> None:
     """Its own directory is another; it exits at once and names the holder, whose socket is still there."""
@@ -117,6 +118,7 @@ def test_a_second_daemon_on_the_endpoint_is_told_who_holds_it(tmp_path: Path, fo
     assert on_disk(tmp_path / "other").keys() <= {key for key in on_disk(tmp_path / "other") if key[:16] == RESERVED}
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("name", ["s", "s.scans"])
 def test_what_is_at_a_socket_s_path_is_not_unlinked(tmp_path: Path, folder: Path, name: str) -> None:
     """Neither another's live socket nor a plain file is removed to make room: libzmq would, without a word."""
@@ -355,6 +357,7 @@ def test_clean_removes_what_is_ours_from_a_stopped_database(daemon: DaemonProces
     assert "Traceback" not in missing.stderr
 
 
+@pytest.mark.system
 def test_repair_that_saves_nothing_says_so(tmp_path: Path) -> None:
     """Where nothing can be read a sentence says that, and the exit code is 1; an empty database is whole, and 0."""
     hurt, empty = tmp_path / "hurt", tmp_path / "empty"
@@ -394,6 +397,7 @@ def test_repair_tells_the_records_of_each_keyspace_before_and_after(tmp_path: Pa
     assert on_disk(path) == there == on_disk(copy)
 
 
+@pytest.mark.system
 def test_check_config_and_help_start_nothing(tmp_path: Path) -> None:
     """Both end with 0; a configuration that is wrong stops with the key's path, its value and what is allowed."""
     data = tmp_path / "data"
@@ -559,6 +563,7 @@ def test_sighup_reopens_the_log_file(tmp_path: Path, folder: Path) -> None:
     assert '"after"' in log.read_text()
 
 
+@pytest.mark.system
 def test_a_blocked_standard_error_never_blocks_the_writer(tmp_path: Path, folder: Path) -> None:
     """Nobody reads the pipe: commands go on, what does not fit is dropped and counted, and the daemon still ends."""
     config = tmp_path / "dbmd.toml"

@@ -113,6 +113,7 @@ def sequence(points: Raw, tag: int) -> int:
     return number
 
 
+@pytest.mark.system
 @pytest.mark.timeout(
     150
 )  # 10,000 synced stores beside a hostile process: 5 s alone, 50 s on a machine with much else to do
@@ -144,6 +145,7 @@ def test_a_single_store_waits_for_three_groups_at_most(daemon: DaemonProcess) ->
     assert daemon.terminate() == 0
 
 
+@pytest.mark.system
 def test_a_point_load_is_answered_beside_four_full_scans(daemon: DaemonProcess) -> None:
     """Point loads have a reader of their own: scans of everything, four at once, do not hold them up."""
     with ExitStack() as stack:

@@ -40,6 +40,7 @@ def folder() -> Iterator[Path]:
     shutil.rmtree(path)
 
 
+@pytest.mark.system
 @needs_gcc
 @pytest.mark.parametrize("strike", QUICK)
 def test_a_fault_loses_nothing(strike: Callable[[Path], Row], folder: Path) -> None:

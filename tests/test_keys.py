@@ -50,6 +50,7 @@ def test_secrets_are_written_for_their_owner_alone_whatever_the_umask(tmp_path: 
     assert Keys.read(ticket).server == pair[0]
 
 
+@pytest.mark.system
 def test_the_command_line_prints_no_secret(tmp_path: Path) -> None:
     """Whatever `dbmd keys` says, the secrets are in the files only, and in no repr."""
     folder = str(tmp_path / "s")

@@ -19,6 +19,8 @@ from tests.daemon_process import DaemonProcess, until
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.system  # processes by the dozen: too much for the quick tier
+
 MOST = 3
 CONFIG = f"""
 [limits]

@@ -211,6 +211,7 @@ def test_eight_processes_share_one_daemon(database: str) -> None:
     until(lambda: rendezvous.find(database) is None and opens_in_place(database))
 
 
+@pytest.mark.system
 def test_openers_race_with_leaving_daemons(database: str) -> None:
     """Whoever opens while another process closes for the last time gets a daemon that lives."""
     with Client(database) as one, Client(database) as two:
@@ -347,6 +348,7 @@ def test_turn_of_a_killed_opener(database: str, folder: str) -> None:
     Opening.resolve(database, soon()).close(soon())
 
 
+@pytest.mark.system
 def test_frozen_clients_stop_nobody(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With clients frozen in their turns, all over opening and closing, others start a daemon; thawed, they join it."""
     monkeypatch.setattr("dbmd_client.opening.TURN_S", 0.2)

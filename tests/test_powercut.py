@@ -50,6 +50,7 @@ def test_a_power_cut_loses_nothing_acknowledged(folder: Path) -> None:
     assert (report.lost, report.bad) == (0, 0), report.problems
 
 
+@pytest.mark.system
 @needs_gcc
 def test_what_is_read_after_a_failed_sync_may_be_trusted(folder: Path) -> None:
     """

@@ -374,6 +374,3 @@ def test_depth_is_bounded_by_msgpack_s_own_stack() -> None:
     for depth in (1025, 1_000_000):
         with pytest.raises(ProtocolError, match="StackError"):
             protocol.unpack(b"\x91" * depth + b"\xc0")
-    for extension in (b"\xd4\x01a", b"\xd6\xff" + bytes(4), b"\xc7\x00\x05"):
-        with pytest.raises(ProtocolError):
-            protocol.unpack(extension)

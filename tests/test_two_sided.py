@@ -28,6 +28,8 @@ from tests.daemon_process import DaemonProcess, descriptors_of, private_runtime,
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+pytestmark = pytest.mark.system  # processes by the dozen: too much for the quick tier
+
 PAGES_SMALL = "[limits]\npage_bytes_max = 4096\n"
 
 
