@@ -313,8 +313,11 @@ _SHAPERS = {kind: Shaper(_FIELDS, shape) for shape, kind in _KIND_OF.items()}
 
 
 def _no_extension(code: int, data: bytes) -> Any:  # noqa: ANN401, ARG001 - msgpack's own signature
-    text = f"extension type {code} is not part of the protocol"
-    raise ProtocolError(Code.MALFORMED, text)
+    raise ProtocolError(Code.MALFORMED, f"extension type {code} is not part of the protocol")
+
+
+# A timestamp is an extension, too, but asks no hook.
+_STRICT: Any = {"raw": False, "use_list": False, "strict_map_key": True, "ext_hook": _no_extension, "max_ext_len": 0}
 
 
 class _Maps:
@@ -332,21 +335,18 @@ class _Maps:
 
 def pack(value: object) -> bytes:
     """Return ``value`` as msgpack."""
-    packed: bytes = msgpack.packb(value, use_bin_type=True)
-    return packed
+    return msgpack.packb(value, use_bin_type=True)  # type: ignore[no-any-return]
 
 
 def unpack(data: bytes | memoryview) -> Any:  # noqa: ANN401 - whatever msgpack holds
     """
-    Return what ``data`` holds, arrays as tuples.
+    Return what ``data`` holds, arrays as tuples; raises ``ProtocolError``.
 
-    Lengths are bounded by the data's size, depth by msgpack's stack, maps by ``MAP_BYTES_MIN``; ``ProtocolError``.
+    Lengths are bounded by the data's size, depth by msgpack's stack, maps by ``MAP_BYTES_MIN``.
     """
     maps = _Maps(len(data)) if len(data) > SMALL_BYTES_MAX else None
     try:
-        return msgpack.unpackb(
-            data, raw=False, use_list=False, strict_map_key=True, ext_hook=_no_extension, object_hook=maps
-        )
+        return msgpack.unpackb(data, object_hook=maps, **_STRICT)
     except ProtocolError:
         raise
     except Exception as error:  # noqa: BLE001 - msgpack's own, ValueError, RecursionError, UnicodeDecodeError alike

@@ -191,7 +191,7 @@ FRAMES: list[tuple[tuple[bytes, ...], Code, str]] = [
     ((b"\x91" * 60_000,), Code.MALFORMED, "not msgpack"),
     ((pack(("\ud800".encode("utf-8", "surrogatepass"),)),), Code.MALFORMED, "kind"),
     ((b"\xa4\xff\xfe\xfd\xfc",), Code.MALFORMED, "not msgpack"),
-    ((b"\x92\x00\xc7\x01\x05\x00",), Code.MALFORMED, "extension type 5"),
+    ((b"\x92\x00\xc7\x01\x05\x00",), Code.MALFORMED, "max_ext_len"),
     ((pack(5),), Code.MALFORMED, "array that begins with its kind"),
     ((pack(()),), Code.MALFORMED, "array that begins with its kind"),
     ((pack({"kind": 0}),), Code.MALFORMED, "array that begins with its kind"),
