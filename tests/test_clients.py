@@ -33,6 +33,8 @@ from tests.daemon_process import DaemonProcess, private_runtime, until
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+pytestmark = pytest.mark.system  # processes by the dozen: too much for the quick tier
+
 CONFIG = "[limits]\npage_bytes_max = 4096\n"
 EXIT_S_MAX = 20.0
 
@@ -215,7 +217,6 @@ def answers(manager: AppointmentsDBM) -> bool:
     return True
 
 
-@pytest.mark.system
 @pytest.mark.parametrize("closes", [False, True], ids=["stays", "closes"])
 def test_outcomes_that_a_crash_left_open_are_settled_truthfully(daemon: DaemonProcess, *, closes: bool) -> None:
     """
@@ -272,7 +273,6 @@ def test_an_acknowledged_command_is_told_as_applied(daemon: DaemonProcess) -> No
         assert sorted(another.load_watcher_appointments()) == ["1", "3"]
 
 
-@pytest.mark.system
 @pytest.mark.parametrize("ends", ["killed", "terminated"])
 def test_threads_go_on_over_restarts_of_their_daemon(daemon: DaemonProcess, ends: str) -> None:
     """Calls of every kind are in the middle when the daemon ends; they all come back well from the next."""

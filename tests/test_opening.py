@@ -27,6 +27,8 @@ from dbmd_client.opening import Opening
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+pytestmark = pytest.mark.system  # processes by the dozen: too much for the quick tier
+
 PATIENCE_S = 20.0
 ROOT = Path(__file__).parent.parent
 
@@ -211,7 +213,6 @@ def test_eight_processes_share_one_daemon(database: str) -> None:
     until(lambda: rendezvous.find(database) is None and opens_in_place(database))
 
 
-@pytest.mark.system
 def test_openers_race_with_leaving_daemons(database: str) -> None:
     """Whoever opens while another process closes for the last time gets a daemon that lives."""
     with Client(database) as one, Client(database) as two:
@@ -263,7 +264,6 @@ def test_daemon_that_recovers_is_waited_for(database: str, folder: str) -> None:
         assert isinstance(client.answer(), str)
 
 
-@pytest.mark.system
 def test_another_account_is_told_who_serves(database: str, folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """An account that may see a daemon's entry but not use its socket is told whose daemon it is; needs root."""
     shared = f"{folder}/shared"
@@ -348,7 +348,6 @@ def test_turn_of_a_killed_opener(database: str, folder: str) -> None:
     Opening.resolve(database, soon()).close(soon())
 
 
-@pytest.mark.system
 def test_frozen_clients_stop_nobody(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With clients frozen in their turns, all over opening and closing, others start a daemon; thawed, they join it."""
     monkeypatch.setattr("dbmd_client.opening.TURN_S", 0.2)
