@@ -280,7 +280,9 @@ MUTANTS = (
         ACTOR,
         "            if peer is None:\n",
         "            client = getattr(message, 'client', b'')\n"
-        "            peer = peer or self.peers.setdefault(route, Peer(client, '', '', Origin('')))\n"
+        "            grant, user_id = self.nature.grants[_user_id(sender)], _user_id(sender)\n"
+        "            unknown = Peer(client, '', '', Origin(''), grant, user_id)\n"
+        "            peer = peer or self.peers.setdefault(route, unknown)\n"
         "            if peer is None:\n",
     ),
     Mutant(
