@@ -146,16 +146,20 @@ class Rogue:
         self._send(Settle(self.world.tag(), self._ghost, self._welcome.uptime_ms, self._barred))
 
     def _steal(self) -> None:
-        """Ask what became of a command of another principal."""
-        assert self._welcome is not None
+        """
+        Ask what became of a command of another principal, by its true birth.
+
+        Whoever lies about that may bar what is forgotten, as any number that nobody holds.
+        """
         records = [(key, value) for key, value in self.world.disk.records.items() if RECORDS.holds(key)]
         if records:
             key, value = self.world.rng.choice(records)
-            client, completed = key.removeprefix(RECORDS.start), protocol.unpack(value)[-1]
+            client = key.removeprefix(RECORDS.start)
+            birth, *_, completed = protocol.unpack(value)[2:]
             if completed and client not in (self._client, self._ghost):
                 tag = self.world.tag()
                 self._stolen.add(tag)
-                self._send(Settle(tag, client, self._welcome.uptime_ms, completed[-1][0]))
+                self._send(Settle(tag, client, birth, completed[-1][0]))
 
     def _garbage(self) -> None:
         self.socket.send(self.world.rng.randbytes(self.world.rng.randint(0, 9)))
