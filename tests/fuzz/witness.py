@@ -16,12 +16,13 @@ import structlog
 from dbmd_client import AppointmentsDBM
 
 LOCATOR = "witness of an assault"
+APPENDED = 500  # stores between two appends: the list must not reach value_bytes_max in however long an assault
 
 
 def _store(database: AppointmentsDBM, number: int) -> None:
     uuid = f"{LOCATOR} {number}"
     assert database.store_watcher_appointment(uuid, {"number": number})
-    if number % 50 == 0:
+    if number % APPENDED == 0:
         database.create_append_locator_map(LOCATOR, uuid)
     assert database.load_watcher_appointment(uuid) == {"number": number}
 
@@ -38,7 +39,7 @@ def watch(endpoint: str) -> int:
                 sys.stdout.flush()
         found = database.load_appointments_db(f"w{LOCATOR} ")
         assert found == {str(number): {"number": number} for number in range(stored)}
-        assert database.load_locator_map(LOCATOR) == [f"{LOCATOR} {number}" for number in range(0, stored, 50)]
+        assert database.load_locator_map(LOCATOR) == [f"{LOCATOR} {number}" for number in range(0, stored, APPENDED)]
     return stored
 
 
