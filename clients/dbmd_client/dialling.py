@@ -7,10 +7,10 @@ A refused handshake is silent on the socket itself: without its monitor a caller
 from __future__ import annotations
 
 import os
-import sys
 from typing import TYPE_CHECKING
 
 import zmq
+from zmq.utils.monitor import recv_monitor_message
 
 from dbmd.protocol import Error
 
@@ -58,8 +58,7 @@ class Dialling:
         """Return why nobody will answer, if that is known."""
         if self._watched is None or not int(self._watched[1].getsockopt(zmq.EVENTS)) & zmq.POLLIN:
             return None
-        told = self._watched[1].recv_multipart(zmq.NOBLOCK)[0]  # pyzmq's own reader of this imports asyncio
-        if int.from_bytes(told[:2], sys.byteorder) == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+        if recv_monitor_message(self._watched[1], zmq.NOBLOCK)["event"] == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
             return Error(REFUSED, "this user or key is not let in there")
         return Error(REFUSED, "no handshake: keys are asked for and were not given, or given where none are asked for")
 

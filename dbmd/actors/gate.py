@@ -11,11 +11,11 @@ from __future__ import annotations
 import grp
 import os
 import pwd
-import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import zmq
+from zmq.utils.monitor import recv_monitor_message
 
 from dbmd.access import NOBODY, Grant, KeyHolder, Knock, KnockError, peer_of
 from dbmd.actors.actor import Actor, Nature, clock_ms
@@ -74,10 +74,9 @@ class Gate(Actor):
             self._answer(self._socket.recv_multipart())
         for monitor in self._monitors:
             while int(monitor.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
-                told, endpoint = monitor.recv_multipart(zmq.NOBLOCK)
-                # pyzmq's own reader of this imports asyncio, 40 ms of every start.
-                name = str(zmq.Event(int.from_bytes(told[:2], sys.byteorder)).name).lower()
-                self._refused(name, "no handshake of ours", endpoint.decode("latin-1"))
+                event = recv_monitor_message(monitor, zmq.NOBLOCK)
+                name = str(zmq.Event(event["event"]).name).lower()
+                self._refused(name, "no handshake of ours", event["endpoint"].decode("latin-1"))
         if self._store is not None and clock_ms() - self._marked_ms >= KEYS_MS:
             self._reload()
 
