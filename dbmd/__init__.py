@@ -21,6 +21,7 @@ Rooms with windows:
 - ``doors``: the public sockets; ``keys``: CURVE keys as files.
 - ``config`` with ``addresses`` and ``worst_case``; ``log`` and its ``sink``.
 - ``places``, ``flocks``, ``rendezvous``: how client and daemon find each other.
+- ``standing``: what an operator is told, and his stop; ``asking``: the commands that ask.
 - ``daemon``: the composition root; ``cli`` and ``__main__``: arguments, no logic.
 
 A command walks: operation, verb encodes, session, DEALER | writer drains its ROUTER, admits, one batch

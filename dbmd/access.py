@@ -7,7 +7,7 @@ asked from then on, on open connections too. The laws:
 
 1. What is not allowed is refused: an unknown domain, mechanism, user, key or role lets nobody in.
 2. Over ipc the principal is the uid that the kernel tells, over CURVE the key's name. Where there is
-   none (``ANYBODY``) a client id is a bearer secret.
+   none (insecure tcp) a client id is a bearer secret.
 3. Every verb declares which right its operation needs; a role limited to kinds of record is checked on the keys of
    the effect: a scan's whole range, each key of a batch.
 """
@@ -15,7 +15,7 @@ asked from then on, on open connections too. The laws:
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dbmd.effects import Append, Batch, Get, RefusedError, Replace, Scan
 from dbmd.keyspaces import ENTRIES, KEYSPACES, Keyspace, under
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 IPC, CURVE, INSECURE = "ipc", "curve", "insecure"
 """The ZAP domains: our own sockets carry them, so that no peer chooses by which rule it is judged."""
+ANYBODY = "anybody"
+"""How people are told of a principal that has no name: whoever came in by insecure tcp."""
 CURVE_KEY_BYTES = 32
 PEER_PARTS = 4  # over ipc libzmq's address ends in the peer's uid, gid and pid
 
@@ -203,6 +205,18 @@ class Rules(NamedTuple):
         if knock.domain == INSECURE and knock.mechanism == "NULL":
             return Entrance(INSECURE, "", OPERATOR)
         raise KnockError(f"mechanism {knock.mechanism!r} is not for the domain {knock.domain!r}")
+
+    def told(self, domain: str, most: int) -> dict[str, Any]:
+        """Tell people who may enter by a domain's rule, and as what: ``most`` names at most, and how many more."""
+        who: list[tuple[str, str]] = []
+        if domain == IPC:
+            who = [(f"uid:{uid}", role.name) for uid, role in self.users.items()]
+            who += [(f"gid:{gid}", role.name) for gid, role in self.groups.items()]
+        elif domain == CURVE:
+            who = [(f"key:{holder.name}", holder.role.name) for holder in self.keys.values()]
+        else:
+            who = [(ANYBODY, OPERATOR.name)]
+        return {"domain": domain, "who": dict(who[:most]), "more": max(0, len(who) - most)}
 
     def _user(self, knock: Knock, groups_of: Callable[[Peer], Collection[int]]) -> Entrance:
         peer = peer_of(knock.address)

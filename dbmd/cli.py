@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from dbmd import __version__, keyspaces, worst_case
+from dbmd import __version__, asking, keyspaces, worst_case
 from dbmd import config as configuration
+from dbmd.asking import fail
 from dbmd.engines import OpenRefusedError
 
 if TYPE_CHECKING:
@@ -22,13 +22,6 @@ if TYPE_CHECKING:
     from dbmd.config import Config
     from dbmd.daemon import Daemon
     from dbmd.keys import Store
-
-STATUS_TIMEOUT_S = 10.0
-
-
-def _fail(message: str) -> NoReturn:
-    click.echo(f"dbmd: {message}", err=True)
-    sys.exit(1)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -124,54 +117,11 @@ def _start_failed(ready_fd: int | None, kind: str, message: str) -> NoReturn:
     if ready_fd is not None:
         _tell(ready_fd, {"error": kind, "message": message})
         sys.exit(1)
-    _fail(message)
+    fail(message)
 
 
-@main.command(short_help="Say who serves a database, and whether it is well.")
-@click.argument("where", required=False, metavar="[PATH|ADDRESS]")
-def status(where: str | None) -> None:
-    """Say who serves a database, since when, how many records, clients and commands, and whether it is well."""
-    from dbmd import rendezvous  # noqa: PLC0415 - not for --help
-    from dbmd_client import Administration, DbmdError  # noqa: PLC0415
-
-    if where is not None and "://" in where:
-        endpoints = [where]
-    elif where is not None:
-        if not os.path.isdir(where):  # noqa: PTH112
-            _fail(f"{where} is not a directory")
-        found = rendezvous.find(where)
-        if found is None:
-            _fail(f"no daemon serves {where}")
-        endpoints = [found[1].endpoint]
-    else:
-        endpoints = [entry.endpoint for entry in rendezvous.everyone()]
-        if not endpoints:
-            _fail("no daemon is published on this host; name a PATH or an ADDRESS")
-    well = True
-    for endpoint in endpoints:
-        try:
-            with Administration(endpoint, timeout_s=STATUS_TIMEOUT_S) as administration:
-                facts = administration.status()
-                counts = administration.count_records()
-        except DbmdError as error:
-            _fail(str(error))
-        for line in _lines(facts, counts):
-            click.echo(line)
-        well = well and not facts["troubles"]
-    sys.exit(0 if well else 1)
-
-
-def _lines(facts: dict[str, Any], counts: dict[str, int]) -> list[str]:
-    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(facts["since"]))
-    records = ", ".join(f"{number:,} {name.replace('_', ' ')}" for name, number in counts.items() if number) or "none"
-    traffic = f"{facts['commands']:,} commands in {facts['groups']:,} groups, {facts['queries']:,} queries"
-    return [
-        f"serving   {facts['path']} at {facts['endpoint']} (pid {facts['pid']}, dbmd {facts['software']})",
-        f"since     {since} (run {facts['run']})",
-        f"records   {sum(counts.values()):,}: {records}" if any(counts.values()) else "records   0",
-        f"clients   {facts['clients']} connected, {traffic}, {facts['scans']} scans open",
-        "health    " + ("; ".join(facts["troubles"]) or "well"),
-    ]
+for command in (asking.status, asking.clients, asking.stop):
+    main.add_command(command)
 
 
 @main.group("keys")
@@ -186,7 +136,7 @@ def _store(store: str | None, file: str | None) -> tuple[Store, Iterable[str]]:
     try:
         config = configuration.load(file, {})
     except configuration.ConfigError as error:
-        _fail(str(error))
+        fail(str(error))
     return Store(store or config.keys_folder), config.access.all_roles()
 
 
@@ -203,7 +153,7 @@ def _failing() -> Iterator[None]:
     try:
         yield
     except KeysError as error:
-        _fail(str(error))
+        fail(str(error))
 
 
 @keys_group.command("new", short_help="Make a client's pair of keys.")
@@ -238,7 +188,7 @@ def allow_key(public: str, role: str, store: str | None, file: str | None) -> No
     """Let in the key in FILE (NAME.public), in a role; or give a name that is let in another key or role."""
     found, roles = _store(store, file)
     if role not in roles:
-        _fail(f"{role!r} is no role: there are {', '.join(roles)} (--config names the file that has more)")
+        fail(f"{role!r} is no role: there are {', '.join(roles)} (--config names the file that has more)")
     with _failing():
         name = found.allow(Path(public), role)
     click.echo(f"{name} is let in as {role}")
@@ -281,7 +231,7 @@ def clean(path: str) -> None:
     try:
         removed = leveldb.clean(path, keyspaces.RESERVED)
     except OpenRefusedError as error:
-        _fail(str(error))
+        fail(str(error))
     click.echo(f"{removed} records of dbmd's own removed from {path}")
 
 
@@ -299,13 +249,13 @@ def repair(path: str, copy: str) -> None:
     try:
         repaired = repairing.repair(path, copy)
     except OpenRefusedError as error:
-        _fail(str(error))
+        fail(str(error))
     before = repaired.before
     if not repaired.after and (before != {} or repaired.dropped_bytes):  # else it was an empty database, and whole
         lost = (
             "how many records it had cannot be told" if before is None else f"it had {sum(before.values()):,} records"
         )
-        _fail(f"nothing could be saved from {path}: {lost}; {repaired.copy} holds an empty database")
+        fail(f"nothing could be saved from {path}: {lost}; {repaired.copy} holds an empty database")
     table = Table("records", "keys begin with", "before", "after", title=f"{repaired.copy}: repaired from {path}")
     for start in sorted(repaired.after.keys() | (before or {}).keys()):
         was = "unknown" if before is None else f"{before.get(start, 0):,}"

@@ -19,7 +19,6 @@ import socket
 import sys
 import threading
 import time
-from collections import Counter
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -36,12 +35,15 @@ from dbmd.identities import UnknownFormatError
 from dbmd.log import open_log
 from dbmd.protocol import Welcome
 from dbmd.rendezvous import Entry, Serving
+from dbmd.standing import Standing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from dbmd.access import Grant
+    from dbmd.actors.actor import Peer
     from dbmd.config import Config
+    from dbmd.effects import Administered
     from dbmd.flocks import FileLock
 
 PARK_S = 5.0  # a reader that has not parked by then is stuck inside LevelDB: closing beside it is a crash
@@ -175,7 +177,7 @@ class Daemon:
         self.endpoint = doors.endpoint
         grants: dict[str, Grant] = {}
         nature = Nature(self._config.limits, self.log, self._welcome, self._store.in_place, self._died, grants)
-        source = Source(self._store, self._store.snapshot, self._facts)
+        source = Source(self._store, self._store.snapshot, self._administer)
         self._gate = Gate(
             doors.gate, nature, grants, doors.rules, store=doors.store, roles=doors.roles, monitors=doors.monitors
         )
@@ -184,8 +186,32 @@ class Daemon:
             Reader(role, each, nature, source) for role, each in zip(ROLES[1:], doors.sockets[1:], strict=True)
         ]
         self._actors = [self._writer, *self._readers, self._gate]
+        self._entry = self._as_published()
+        self._standing = Standing(
+            self._entry,
+            self._config.limits,
+            self.log,
+            self._store,
+            domain=doors.domain,
+            gate=self._gate,
+            writer=self._writer,
+            readers=self._readers,
+            end=self._end,
+        )
         for event, fields in doors.warnings(self._store.path):
             self._logger.warning(event, **fields)
+
+    def _as_published(self) -> Entry:
+        return Entry(
+            endpoint=self.endpoint,
+            pid=os.getpid(),
+            run=self._run,
+            path=self._store.path,
+            since=self._since,
+            managed=self._config.serve.managed,
+            on_demand=self._on_demand,
+            version=self._version,
+        )
 
     # --- What the actors share ---
 
@@ -208,48 +234,13 @@ class Daemon:
             self._logger.critical("actor died", actor=actor.name, error=f"{type(error).__name__}: {error}")
         os.eventfd_write(self._wake, 1)
 
-    def _clients(self) -> set[bytes]:
-        """Return the clients that are connected, as far as can be known."""
-        peers = [peer for actor in self._actors for peer in list(actor.peers.values())]
-        return {peer.client for peer in peers if not peer.origin.gone()}
+    def _administer(self, question: Administered, asker: Peer) -> dict[str, Any]:
+        return self._standing.administer(question, asker)
 
-    def _principals(self) -> dict[str, int]:
-        """Return how many connections each principal has to the writer."""
-        peers = list(self._writer.peers.values())
-        return dict(Counter(peer.grant.principal or "anybody" for peer in peers if not peer.origin.gone()))
-
-    def _facts(self, asker: bytes) -> dict[str, Any]:
-        """Tell how the daemon is, as ``dbmd status`` shows it; who asks is not counted among the clients."""
-        writer, free = self._writer, self._store.free_bytes()
-        troubles = []
-        if free < self._config.limits.disk_free_bytes_min:
-            troubles.append(f"{free} bytes are free, stores need {self._config.limits.disk_free_bytes_min}")
-        if self.log.dropped:
-            troubles.append(f"{self.log.dropped} log lines were dropped")
-        return {
-            "path": self._store.path,
-            "endpoint": self.endpoint,
-            "pid": os.getpid(),
-            "run": self._run,
-            "software": self._version,
-            "since": self._since,
-            "clients": len(self._clients() - {asker}),
-            "remembered": writer.remembered,
-            "commands": writer.counts["commands"],
-            "groups": writer.counts["groups"],
-            "sequence": writer.sequence,
-            "queries": sum(reader.counts["queries"] for reader in self._readers),
-            "scans": sum(reader.scans for reader in self._readers),
-            "malformed": sum(actor.counts["malformed"] for actor in self._actors),
-            "clients_refused": sum(actor.counts["clients_refused"] for actor in self._actors),
-            "ungreeted": sum(actor.counts["ungreeted"] for actor in self._actors),
-            "refused": sum(actor.counts["refused"] for actor in self._actors),
-            "principals": self._principals(),
-            "replies_dropped": sum(actor.counts["replies_dropped"] for actor in self._actors),
-            "torn_bytes": self._store.torn_bytes,
-            "free_bytes": free,
-            "troubles": troubles,
-        }
+    def _end(self) -> None:
+        """End in good order, as SIGTERM says; any thread may."""
+        self._signals.add(signal.SIGTERM)
+        os.eventfd_write(self._wake, 1)
 
     # --- Life ---
 
@@ -272,20 +263,8 @@ class Daemon:
         return self._stop()
 
     def _publish(self) -> None:
-        path, serve = self._store.path, self._config.serve
-        self._serving.publish(
-            Entry(
-                endpoint=self.endpoint,
-                pid=os.getpid(),
-                run=self._run,
-                path=path,
-                since=self._since,
-                managed=serve.managed,
-                on_demand=self._on_demand,
-                version=self._version,
-            ),
-            0o644 if self._doors.widened else 0o600,
-        )
+        path = self._store.path
+        self._serving.publish(self._entry, 0o644 if self._doors.widened else 0o600)
         if self._store.torn_bytes:
             self._logger.warning("torn tail dropped", path=path, torn_bytes=self._store.torn_bytes)
         self._logger.info("ready", path=path, endpoint=self.endpoint, pid=os.getpid(), run=self._run)
@@ -306,8 +285,7 @@ class Daemon:
 
     def _leave_when_alone(self) -> None:
         rendezvous.UsersLock(self._serving.place).wait_until_alone()
-        self._signals.add(signal.SIGTERM)
-        os.eventfd_write(self._wake, 1)
+        self._end()
 
     def _wait(self) -> None:
         poller = select.poll()

@@ -137,7 +137,7 @@ class Doors:
     def warnings(self, path: str) -> Iterator[tuple[str, dict[str, str]]]:
         """Yield what lets in more, or fewer, than one might think, as log events."""
         if self.domain == INSECURE:
-            text = "insecure tcp: whoever can reach the port can read and write everything"
+            text = "insecure tcp: whoever can reach the port can read and write everything, and stop the daemon"
             yield text, {"endpoint": self.endpoint}
         if self.widened and self.domain == IPC:
             folder = os.path.dirname(self.endpoint.removeprefix("ipc://"))  # noqa: PTH120 - a socket's path

@@ -116,8 +116,27 @@ class Status(NamedTuple):
     """Tell how the daemon is."""
 
 
+class Clients(NamedTuple):
+    """List the clients whose hash is behind ``after``."""
+
+    after: str
+
+
+class Stop(NamedTuple):
+    """
+    End the daemon, if it is the run that is named.
+
+    A question and no command: it changes no record, and an outcome that is kept on the disk for a repeat would be that
+    of a run which is gone by then. But a question is asked again over reconnects, of whoever answers at the address
+    by then; so it names the run, and the next one refuses it.
+    """
+
+    run: str
+
+
+Administered: TypeAlias = Count | Status | Clients | Stop
 Effect: TypeAlias = Batch | Append | Replace
-Question: TypeAlias = Get | Scan | Count | Status
+Question: TypeAlias = Get | Scan | Administered
 
 
 def _stored_list(view: View, key: bytes) -> list[Any] | None:

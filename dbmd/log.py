@@ -98,7 +98,7 @@ def escape_key(key: bytes | str) -> str:
     return shown if len(key) <= KEY_SHOWN_BYTES_MAX else f"{shown}... ({len(key)} bytes)"
 
 
-def _clean(text: str) -> str:
+def clean(text: str) -> str:
     """Escape every character a terminal or a line reader might act on: controls, bidi marks, lone surrogates."""
     if text.isprintable():
         return text
@@ -110,7 +110,7 @@ def _shown(value: object) -> str:
     if isinstance(value, (bytes, bytearray, memoryview)):
         return escape_key(bytes(value))
     try:
-        return _clean(repr(value))
+        return clean(repr(value))
     except Exception:  # noqa: BLE001 - whatever a foreign repr raises, the line is worth more
         return f"<{type(value).__name__}>"
 
@@ -118,14 +118,14 @@ def _shown(value: object) -> str:
 def _plain(value: object, depth: int = 0) -> object:
     """Copy ``value`` into what any JSON encoder takes: for the rare line that orjson refuses as it is."""
     if isinstance(value, str):
-        return _clean(value)
+        return clean(value)
     if value is None or isinstance(value, (bool, float)):
         return value
     if isinstance(value, int):
         return value if -(1 << 63) <= value < 1 << 64 else str(value)
     if depth < FIELD_DEPTH_MAX:
         if isinstance(value, dict):
-            return {_clean(str(key)): _plain(each, depth + 1) for key, each in value.items()}
+            return {clean(str(key)): _plain(each, depth + 1) for key, each in value.items()}
         if isinstance(value, (list, tuple)):
             return [_plain(each, depth + 1) for each in value]
     return _shown(value)
@@ -192,9 +192,9 @@ class ConsoleRenderer(JsonRenderer):
         harmless: dict[str, Any] = {}
         for name, value in fields.items():
             if name in BLOCKS:
-                harmless[name] = "\n".join(f"    {_clean(each)}" for each in str(value).split("\n"))
+                harmless[name] = "\n".join(f"    {clean(each)}" for each in str(value).split("\n"))
             else:
-                harmless[_clean(name)] = _plain(value)
+                harmless[clean(name)] = _plain(value)
         harmless["event"] = str(harmless.get("event", ""))
         return str(self._render(None, harmless["level"], harmless)).encode("utf-8", "backslashreplace") + b"\n"
 

@@ -14,7 +14,7 @@ import inspect
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 from dbmd import values, verbs
-from dbmd.effects import segment
+from dbmd.effects import Clients, Status, Stop, segment
 from dbmd.keyspaces import APPOINTMENTS, ENTRIES, FLAGS, LOCATOR_MAPS, RESPONDER_BLOCK, TRACKERS, WATCHER_BLOCK
 from dbmd.manners import RAISES, Operation
 
@@ -285,6 +285,14 @@ class AdministrationOperations(Operations):
     def count_records(self) -> dict[str, int]:
         """Count the records of every keyspace, at one instant."""
 
-    @operation(verbs.Facts())
+    @operation(verbs.Administer(Status))
     def status(self) -> dict[str, Any]:
-        """Tell who serves what since when, and whether it is well."""
+        """Tell who serves what since when and to whom, and whether it is well."""
+
+    @operation(verbs.Administer(Clients))
+    def clients(self, after: str = "") -> dict[str, Any]:
+        """List who else is connected, a few hundred clients at a time; the answer's ``after`` asks for the next."""
+
+    @operation(verbs.Administer(Stop))
+    def stop(self, run: str) -> dict[str, Any]:
+        """End the daemon, as SIGTERM does, if it is still the run that ``status`` told; it answers first."""

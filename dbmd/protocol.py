@@ -89,6 +89,7 @@ class Code(StrEnum):
     CORRUPT = "corrupt"
     IDENTITY = "identity"
     RIGHT = "right"
+    RUN = "run"
     WINDOW = "window"
     BUSY = "busy"
     DISK = "disk"
@@ -392,9 +393,7 @@ def common_version(hello: Hello, lowest: int = VERSION_MIN, highest: int = VERSI
     """Return the highest version that both sides speak; raises ``ProtocolError`` naming both ranges."""
     version = min(hello.version_max, highest)
     if version < max(hello.version_min, lowest):
-        text = (
-            f"the client speaks protocol versions {hello.version_min} to {hello.version_max}, "
-            f"this daemon {lowest} to {highest}"
-        )
+        spoken = f"{hello.version_min} to {hello.version_max}"
+        text = f"the client speaks protocol versions {spoken}, this daemon {lowest} to {highest}"
         raise ProtocolError(Code.VERSION, text)
     return version

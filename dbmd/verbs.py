@@ -23,7 +23,6 @@ from dbmd.effects import (
     Replace,
     Scan,
     Segment,
-    Status,
     check_deleted,
     check_key,
     check_value,
@@ -36,7 +35,7 @@ from dbmd.storage import Delete, Put, Range
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from dbmd.effects import Effect, Question
+    from dbmd.effects import Administered, Effect, Question
     from dbmd.limits import Limits
     from dbmd.storage import Write
 
@@ -367,32 +366,33 @@ class ScanRange(ScanKeyspaces):
         return Scan((Segment(b"", spans, with_values),), reverse, keys)
 
 
-class CountRecords(Verb):
-    """Count every keyspace: no arguments; a dict of keyspace name to count."""
+class Administer(Verb):
+    """Ask what only an operator may: a question whose fields, all of them texts, are the arguments."""
+
+    role: ClassVar[Role] = "points"
+    right = Right.ADMINISTER
+
+    def __init__(self, question: type[Administered]) -> None:
+        super().__init__()
+        self._question = question
+
+    def encode(self, *arguments: Any) -> tuple[object, ...]:  # noqa: ANN401
+        return tuple(map(check_text, arguments))
+
+    def effect(self, arguments: tuple[object, ...], limits: Limits) -> Administered:  # noqa: ARG002
+        return self._question(*_wire(arguments, *[str] * len(self._question._fields)))
+
+    def subjects(self, arguments: tuple[Any, ...]) -> tuple[bytes, ...]:
+        return tuple(each.encode() for each in arguments) or (b"",)
+
+
+class CountRecords(Administer):
+    """Count every keyspace: a dict of keyspace name to count. It takes its turns with the scans."""
 
     role = "scans"
-    right = Right.ADMINISTER
 
-    def encode(self, *arguments: Any) -> tuple[object, ...]:  # noqa: ANN401, ARG002
-        return ()
-
-    def effect(self, arguments: tuple[object, ...], limits: Limits) -> Count:  # noqa: ARG002
-        _wire(arguments)
-        return Count()
-
-
-class Facts(Verb):
-    """Tell how the daemon is: no arguments; a dict of facts."""
-
-    role = "points"
-    right = Right.ADMINISTER
-
-    def encode(self, *arguments: Any) -> tuple[object, ...]:  # noqa: ANN401, ARG002
-        return ()
-
-    def effect(self, arguments: tuple[object, ...], limits: Limits) -> Status:  # noqa: ARG002
-        _wire(arguments)
-        return Status()
+    def __init__(self) -> None:
+        super().__init__(Count)
 
 
 def prefixed(key: bytes, prefix: object) -> bytes:

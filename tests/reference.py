@@ -38,7 +38,7 @@ SECTIONS = (
     (operations.EntryOperations, "`DBManager`, and so `AppointmentsDBM` too"),
     (operations.AppointmentOperations, "`AppointmentsDBM`"),
     (operations.RawOperations, "`manager.db`, the plyvel-shaped handle, stands on these"),
-    (operations.AdministrationOperations, "`Administration`, and so `dbmd status`"),
+    (operations.AdministrationOperations, "`Administration`, and so `dbmd status`, `dbmd clients` and `dbmd stop`"),
 )
 
 
@@ -60,7 +60,7 @@ def keyspace(op: Operation) -> str:
     """Name the keyspaces that the operation concerns."""
     if isinstance(op.verb, verbs.CountRecords):
         return "all"
-    if isinstance(op.verb, verbs.Facts):
+    if isinstance(op.verb, verbs.Administer):
         return "none"
     if isinstance(op.verb, verbs.ScanPrefix | verbs.ScanRange):
         return "any"

@@ -71,6 +71,8 @@ FIXED: dict[str, tuple[str, tuple[str, ...], tuple[Any, ...]]] = {
     "store_last_block_hash_responder": ("write", ("responder_last_block",), (b"hash",)),
     "status": ("administer", (), ()),
     "count_records": ("administer", (), ()),
+    "clients": ("administer", (), ("",)),
+    "stop": ("administer", (), ("a run",)),
 }
 FREE: dict[str, tuple[str, Callable[[bytes], tuple[Any, ...]]]] = {
     # operations whose keys the caller chooses: the right, and wire arguments for a key
@@ -273,6 +275,15 @@ def test_insecure_tcp_has_no_principal() -> None:
     """Whoever reaches the port is let in, as nobody in particular."""
     assert entered(INSECURE, "127.0.0.1") == " operator"
     assert "CURVE" in entered(INSECURE, "127.0.0.1", "CURVE", ALICE)
+
+
+def test_people_are_told_who_may_enter() -> None:
+    """By the domain's own rule: users and groups, keys by their names, or anybody; past some, how many more."""
+    users = {"uid:0": "operator", "uid:7": "operator", "uid:8": "reader", "gid:50": "writer", "gid:60": "reader"}
+    assert RULES.told(IPC, 5) == {"domain": IPC, "who": users, "more": 0}
+    assert RULES.told(IPC, 1) == {"domain": IPC, "who": {"uid:0": "operator"}, "more": 4}
+    assert RULES.told(CURVE, 5) == {"domain": CURVE, "who": {"key:alice": "writer"}, "more": 0}
+    assert RULES.told(INSECURE, 5) == {"domain": INSECURE, "who": {"anybody": "operator"}, "more": 0}
 
 
 def test_a_domain_that_is_not_ours_lets_nobody_in() -> None:

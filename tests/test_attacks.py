@@ -374,6 +374,8 @@ def test_a_role_does_not_reach_beyond_itself(site: Site) -> None:
                 ("write", lambda: tess.delete_responder_tracker("t")),
                 ("administer", lambda: ask_as(site, "alice", "status")),
                 ("administer", lambda: ask_as(site, "rita", "count_records")),
+                ("administer", lambda: ask_as(site, "rita", "clients")),
+                ("administer", lambda: ask_as(site, "alice", "stop", site.status()["run"])),
                 ("read appointments", lambda: tess.load_watcher_appointment("a")),
                 ("read entries", lambda: tess.db.get(b"xa")),
                 ("read entries", lambda: tess.load_appointments_db("")),
@@ -394,10 +396,10 @@ def test_a_role_does_not_reach_beyond_itself(site: Site) -> None:
             assert rita.load_watcher_appointment("a") == {"n": 1}
 
 
-def ask_as(site: Site, name: str, question: str) -> object:
+def ask_as(site: Site, name: str, question: str, *arguments: str) -> object:
     """Ask what only an operator may."""
     with Administration(site.daemon.endpoint, keys=site.keys_of(name), timeout_s=10) as administration:
-        return getattr(administration, question)()
+        return getattr(administration, question)(*arguments)
 
 
 def admitted(site: Site, name: str) -> bool:

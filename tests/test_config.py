@@ -358,13 +358,13 @@ def test_a_request_unfolds_to_no_more_than_the_arithmetic_says() -> None:
 
 
 def test_the_unit_runs_the_daemon_as_the_reference_says() -> None:
-    """The systemd unit waits for readiness, is always restarted, keeps the runtime directory and hides the data."""
+    """The systemd unit waits until ready, is restarted unless stopped, keeps the runtime directory, hides the data."""
     unit = RawConfigParser(strict=False)
     unit.optionxform = str  # type: ignore[assignment,method-assign]
     unit.read(UNIT)
     service = unit["Service"]
     assert service["ExecStart"] == "/usr/bin/env dbmd serve --config /etc/dbmd/dbmd.toml --managed"
-    assert (service["Type"], service["Restart"], service["UMask"]) == ("notify", "always", "0077")
+    assert (service["Type"], service["Restart"], service["UMask"]) == ("notify", "on-failure", "0077")
     assert (service["RuntimeDirectory"], service["RuntimeDirectoryMode"]) == ("dbmd", "0755")
     assert service["RuntimeDirectoryPreserve"] == "yes"
     assert (service["StateDirectory"], service["ProtectSystem"]) == ("dbmd", "strict")

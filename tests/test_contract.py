@@ -336,14 +336,15 @@ def exercise(endpoint: str) -> None:
         assert (b"key", b"value") in list(manager.db.iterator())
     with Administration(endpoint) as administration:
         assert administration.count_records()
-        assert administration.status()
+        assert administration.clients() == {"clients": (), "after": "", "more": 0}
+        administration.stop(administration.status()["run"])
 
 
 def test_every_operation_of_the_registry_is_exercised_over_a_daemon(tmp_path: Path) -> None:
     """The daemon logs one line per operation, and each operation that is declared was done."""
     with DaemonProcess(tmp_path / "data", endpoint=f"ipc://{tmp_path}/dbmd.sock") as daemon:
         exercise(daemon.endpoint)
-        assert daemon.terminate() == 0
+        assert daemon.wait() == 0
         done = {line["operation"] for line in daemon.log_lines() if line.get("outcome") == "done"}
     assert sorted(REGISTRY.keys() - done) == []
     assert set(CALLS) <= set(REGISTRY)

@@ -313,19 +313,23 @@ def test_sockets_and_entry_are_gone_after_the_end(tmp_path: Path, folder: Path) 
 # --- The command line ---
 
 
-def test_status_is_five_lines_about_path_address_or_everyone(daemon: DaemonProcess) -> None:
-    """Who serves it, since when, how many records, clients and commands, and whether it is well."""
+def test_status_is_six_lines_about_path_address_or_everyone(daemon: DaemonProcess) -> None:
+    """Who serves it, since when, how many records, clients and commands, who may enter, and whether it is well."""
     with opened(daemon.endpoint) as manager:
         manager.store_watcher_appointment("1", {})
         manager.create_triggered_appointment_flag("1")
         told = [run_dbmd("status", *where) for where in ((str(daemon.path),), (daemon.endpoint,), ())]
     for each in told:
         assert each.returncode == 0, each.stderr
-        serving, since, records, clients, health = each.stdout.splitlines()
+        serving, since, records, clients, access, health = each.stdout.splitlines()
         assert all(part in serving for part in (str(daemon.path), daemon.endpoint, f"pid {daemon.pid}"))
         assert re.fullmatch(r"since +\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \(run \w+\)", since)
         assert records.split() == ["records", "2:", "1", "appointments,", "1", "triggered", "flags"]
         assert re.search(r"clients +1 connected, 2 commands in [12] groups, \d+ queries, 0 scans open", clients)
+        own = f"uid:{os.geteuid()} (operator)"
+        assert access.startswith("access    ipc: uid:0 (operator)")
+        assert own in access
+        assert access.endswith(f"; this was asked by {own}")
         assert health.split() == ["health", "well"]
     daemon.terminate()
     for where, why in ((str(daemon.path), "no daemon serves"), (str(daemon.path / "x"), "not a directory")):

@@ -360,7 +360,7 @@ def test_a_count_that_is_asked_again_goes_on(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("dbmd.paging.COUNT_SLICE_KEYS", 4)
     with zmq.Context() as context, context.socket(zmq.ROUTER) as socket:
         nature = Nature(Limits(), Quiet(), None, None, None, {})  # type: ignore[arg-type]
-        reader = Reader("scans", socket, nature, Source(store, store.snapshot, lambda _asker: {}))
+        reader = Reader("scans", socket, nature, Source(store, store.snapshot, lambda _question, _peer: {}))
         monkeypatch.setattr(reader, "send", sent)
         peer = Peer(b"c" * 16, "client", "process", Origin("here"), Grant("uid:1", OPERATOR), "uid:1")
         query = Query(1, 1 << 60, protocol.pack_body("count_records", ()))
@@ -376,7 +376,7 @@ def test_answers_leave_in_frames_of_about_a_page(monkeypatch: pytest.MonkeyPatch
     store, sent = MemoryStore({b"large": b"x" * 100_000}), Sent()
     with zmq.Context() as context, context.socket(zmq.ROUTER) as socket:
         nature = Nature(Limits(page_bytes_max=150_000), Quiet(), None, None, None, {})  # type: ignore[arg-type]
-        reader = Reader("points", socket, nature, Source(store, store.snapshot, lambda _asker: {}))
+        reader = Reader("points", socket, nature, Source(store, store.snapshot, lambda _question, _peer: {}))
         monkeypatch.setattr(reader, "send", sent)
         peer = Peer(b"c" * 16, "client", "process", Origin("here"), Grant("uid:1", OPERATOR), "uid:1")
         body = protocol.pack_body("raw_get", (b"large",))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from dbmd import verbs
+from dbmd.effects import Status
 from dbmd.manners import Operation
 from dbmd.operations import (
     REGISTRY,
@@ -100,7 +101,15 @@ def test_every_method_of_the_specification_is_declared_once() -> None:
     """The 25 methods and three of their base class are operations; ``close`` is the client's own."""
     assert len(SPECIFIED) == 28
     assert set(SPECIFIED) <= set(REGISTRY)
-    assert set(REGISTRY) - set(SPECIFIED) == {"raw_get", "raw_write", "raw_scan", "count_records", "status"}
+    assert set(REGISTRY) - set(SPECIFIED) == {
+        "raw_get",
+        "raw_write",
+        "raw_scan",
+        "count_records",
+        "status",
+        "clients",
+        "stop",
+    }
     assert set(METHODS) == set(REGISTRY)
 
 
@@ -128,7 +137,7 @@ def test_every_operation_has_an_actor_that_serves_it(name: str) -> None:
 def test_a_second_declaration_of_a_name_is_refused() -> None:
     """An operation has one declaration."""
     with pytest.raises(ValueError, match="operation status is declared twice"):
-        operation(verbs.Facts())(AdministrationOperations.status)
+        operation(verbs.Administer(Status))(AdministrationOperations.status)
     assert isinstance(REGISTRY["status"], Operation)
 
 

@@ -13,6 +13,7 @@ from dbmd import protocol, values, verbs
 from dbmd.effects import (
     Append,
     Batch,
+    Clients,
     Count,
     Effect,
     Get,
@@ -22,6 +23,7 @@ from dbmd.effects import (
     Scan,
     Segment,
     Status,
+    Stop,
     segment,
 )
 from dbmd.keyspaces import APPOINTMENTS, ENTRIES, FLAGS, LOCATOR_MAPS, RESERVED, WATCHER_BLOCK, beside_reserved
@@ -94,7 +96,9 @@ def refusal(verb: Verb, *wire: object) -> tuple[Code, str]:
             Scan((Segment(b"", (Range(b"a", b"b"),), values=False),)),
         ),
         (verbs.CountRecords(), (), Count()),
-        (verbs.Facts(), (), Status()),
+        (verbs.Administer(Status), (), Status()),
+        (verbs.Administer(Clients), ("ab",), Clients("ab")),
+        (verbs.Administer(Stop), ("run",), Stop("run")),
     ],
 )
 def test_what_a_method_is_given_becomes_its_effect(verb: Verb, arguments: tuple[Any, ...], effect: object) -> None:
@@ -117,6 +121,7 @@ def test_what_a_method_is_given_becomes_its_effect(verb: Verb, arguments: tuple[
         lambda: verbs.ReplaceSubset(LOCATOR_MAPS).encode("l", None),
         lambda: verbs.ReplaceSubset(LOCATOR_MAPS).encode("l", ["a", None]),
         lambda: verbs.ScanPrefix().encode(b"w"),
+        lambda: verbs.Administer(Stop).encode(None),
     ],
 )
 def test_a_wrong_type_is_the_callers_type_error(call: Callable[[], object]) -> None:
@@ -167,6 +172,7 @@ def test_a_list_is_read_as_a_list_or_not_at_all(record: bytes) -> None:
         (FLAGS_AND_ALL, (), (b"ta", b"w")),
         (verbs.ScanPrefix(), (b"w",), (b"w",)),
         (verbs.CountRecords(), (), (b"",)),
+        (verbs.Administer(Stop), ("run",), (b"run",)),
     ],
 )
 def test_a_log_line_names_what_it_concerns_and_no_value(
@@ -218,7 +224,9 @@ def test_a_log_line_names_what_it_concerns_and_no_value(
         (verbs.ScanRange(), (b"a", "b", True, True, True), Code.TYPE, "argument 2 must be bytes, not str"),
         (verbs.ScanRange(), (b"a", None, 1, True, True), Code.TYPE, "argument 3 must be bool, not int"),
         (verbs.CountRecords(), (1,), Code.TYPE, "0 arguments are expected, not 1"),
-        (verbs.Facts(), (1,), Code.TYPE, "0 arguments are expected, not 1"),
+        (verbs.Administer(Status), (1,), Code.TYPE, "0 arguments are expected, not 1"),
+        (verbs.Administer(Clients), (), Code.TYPE, "1 arguments are expected, not 0"),
+        (verbs.Administer(Stop), (b"run",), Code.TYPE, "argument 1 must be str, not bytes"),
     ],
 )
 def test_the_stores_half_names_what_it_does_not_take(verb: Verb, wire: tuple[Any, ...], code: Code, text: str) -> None:

@@ -282,6 +282,10 @@ class Actor:
                 )
             self.send(route, Error(error.code, str(error)))
 
+    def heard_ms(self, route: bytes) -> int:
+        """Return when a connection was last heard, 0 if it is gone; any thread may ask."""
+        return self._heard_ms.get(route, 0)
+
     def _heard(self, route: bytes) -> None:
         self.peers.move_to_end(route)
         self._heard_ms[route] = self.turned_ms

@@ -53,7 +53,7 @@ class Gate(Actor):
         """Take over a ROUTER bound to ``ENDPOINT``; ``grants`` is what the other actors look up, and only we change."""
         super().__init__(socket, nature)
         self._grants = grants
-        self._rules = rules
+        self.rules = rules  # replaced as a whole, so that any thread may look
         self._store = store
         self._roles = roles
         self._monitors = monitors
@@ -89,7 +89,7 @@ class Gate(Actor):
         domain, address, _, mechanism = (each.decode("latin-1") for each in request[2:6])
         knock = Knock(domain, address, mechanism, tuple(request[ZAP_FRAMES_MIN:]))
         try:
-            entrance = self._rules.decide(knock, _groups_of)
+            entrance = self.rules.decide(knock, _groups_of)
         except KnockError as error:
             peer = peer_of(knock.address)
             who = knock.address if peer is None else f"uid {peer.uid}"
@@ -131,7 +131,7 @@ class Gate(Actor):
                 problems.append(f"{each.name} has a role that is not configured: {each.role!r}")
         for problem in problems:
             self._logger.error("key not used", reason=problem)
-        self._rules = self._rules._replace(keys=keys)
+        self.rules = self.rules._replace(keys=keys)
         now = {f"key:{holder.name}:{public.hex()}": holder for public, holder in keys.items()}
         for user_id in [each for each in self._grants if each.startswith("key:")]:
             grant = self._grants[user_id]

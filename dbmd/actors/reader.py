@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from dbmd import operations, protocol
 from dbmd.access import Right
 from dbmd.actors.actor import IDLE_MS, Actor, Nature, Peer, clock_ms, now_us
-from dbmd.effects import Count, Get, RefusedError, Scan, Status
+from dbmd.effects import Clients, Count, Get, RefusedError, Scan, Status, Stop
 from dbmd.paging import Paging
 from dbmd.protocol import (
     Answer,
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     import zmq
 
-    from dbmd.effects import Question
+    from dbmd.effects import Administered, Question
     from dbmd.manners import Operation
     from dbmd.protocol import Query
     from dbmd.storage import Snapshot, View
@@ -41,7 +41,7 @@ NOT_OPEN = "no such scan is open: it was cut, or a page of it could not be deliv
 
 FLUSH_MS = 20  # how long the log lines of queries wait for more: one write for many costs less than one for each
 LINES_MAX = 64
-QUESTIONS = (Get, Scan, Count, Status)
+QUESTIONS = (Get, Scan, Count, Status, Clients, Stop)
 
 
 class Source(NamedTuple):
@@ -49,7 +49,7 @@ class Source(NamedTuple):
 
     view: View
     snapshot: Callable[[], Snapshot]
-    facts: Callable[[bytes], dict[str, Any]]
+    administer: Callable[[Administered, Peer], dict[str, Any]]
 
 
 class _Asked(NamedTuple):
@@ -189,10 +189,10 @@ class Reader(Actor):
                 return None
             if isinstance(question, Scan):
                 raise RefusedError(Code.OPERATION, f"{operation.name} is a scan, and is asked for as one")
-            found = (
-                question.evaluate(self._source.view) if isinstance(question, Get) else self._source.facts(peer.client)
-            )
-            answer = Answer(query.tag, Outcome.DONE, found)
+            if isinstance(question, Get):
+                answer = Answer(query.tag, Outcome.DONE, question.evaluate(self._source.view))
+            else:
+                answer = Answer(query.tag, Outcome.DONE, self._source.administer(question, peer))
         except self._source.view.read_errors as error:
             self.counts["reads_failed"] += 1
             name = asked.operation.name if asked.operation is not None else None

@@ -109,7 +109,9 @@ class Frames:
                 wire = (key, roll.choice((None, b"\xff")), *(roll.random() < 0.5 for _ in range(3)))
             case verbs.ScanPrefix():
                 wire = (key[:1],)
-            case verbs.ScanKeyspaces() | verbs.CountRecords() | verbs.Facts():
+            case verbs.Administer():
+                wire = tuple(f"{roll.randrange(50)}" for _ in range(len(operation.signature.parameters) - 1))
+            case verbs.ScanKeyspaces():
                 wire = ()
         return wire
 

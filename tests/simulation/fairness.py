@@ -129,7 +129,7 @@ class Crowd:
         self.mailbox, self._scans = Mailbox(), Mailbox()
         sockets: tuple[Any, Any] = (self.mailbox, self._scans)
         self.writer = Writer(sockets[0], nature, store, self.core)
-        self._reader = Reader("scans", sockets[1], nature, Source(store, store.snapshot, lambda _asker: {}))
+        self._reader = Reader("scans", sockets[1], nature, Source(store, store.snapshot, lambda _question, _peer: {}))
         self._window = limits.client_window
         self._unanswered: dict[int, None] = {}
         self._next = 1

@@ -143,7 +143,7 @@ class World:
         core = GroupCommit(self.disk, self.limits)
         self._spy(core)
         nature = Nature(self.limits, Silence(), self._welcome, self.disk.in_place, self._died, GRANTS)  # type: ignore[arg-type]
-        source = Source(self.disk, self.disk.snapshot, lambda _asker: {})
+        source = Source(self.disk, self.disk.snapshot, lambda _question, _peer: {})
         self._routers = {role: Router(self.network) for role in ROLES}
         sockets: dict[str, Any] = dict(self._routers)
         store: Any = self.disk
