@@ -2,7 +2,9 @@
 An assault on a live daemon: frames over raw DEALERs, greeted and not, to all three sockets, in one frame and in many.
 
 A connection is first in, first out, so a frame was taken when what was sent after it is answered: each volley ends
-with a message of a kind that there is not, whose number the daemon's refusal repeats.
+with a message of a kind that there is not, whose number the daemon's refusal repeats. Each of the daemon's actors has
+a volley of its own to take while the next is made, and one volley is less than what an actor drops unread of a
+process that sends it too much at once.
 """
 
 from __future__ import annotations
@@ -14,34 +16,50 @@ from typing import TYPE_CHECKING, Self
 import zmq
 
 from dbmd import protocol
-from dbmd.protocol import Error, Hello, ProtocolError, Welcome
+from dbmd.protocol import Error, Hello, ProtocolError
 from tests.fuzz.frames import CLIENTS, Frames
 
 if TYPE_CHECKING:
     from types import TracebackType
 
 VOLLEY_FRAMES = 100
+VOLLEY_BYTES_MAX = 48 * 1024  # less than the `group_bytes_max` of the daemon that is assailed
+LARGE_BYTES = (
+    4_096  # such a frame may hold a full queue's commands: what comes behind it in its volley would be dropped
+)
 CONNECTIONS = 4  # to each socket; the last of them never says hello
 ANSWER_S_MAX = 20.0
-REPEAT_MS = 1_000
+REPEAT_MS = 200
 MARK_FIRST = 1_000_000_000  # kinds that no mutation comes upon
 
 
+class _Front:
+    """The connections to one actor, and the volley that it has in hand."""
+
+    def __init__(self, sockets: list[zmq.Socket[bytes]]) -> None:
+        self.sockets = sockets
+        self.sent_to: zmq.Socket[bytes] | None = None
+        self.mark = 0
+        self.fresh = 0
+
+
 class Assault:
-    """The connections of one assault."""
+    """
+    The connections of one assault.
+
+    ``taken`` counts the frames that were taken and are like none before; what repeats another is sent, and not counted.
+    """
 
     def __init__(self, endpoint: str, frames: Frames) -> None:
         self.frames = frames
         self.taken = 0
         self.refused = 0
-        self.welcome: Welcome | None = None
         self._endpoint = endpoint
         self._mark = MARK_FIRST
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._sockets = [
-            (self._connect(f"{endpoint}{suffix}"), number < CONNECTIONS - 1)
+        self._fronts = [
+            _Front([self._connect(f"{endpoint}{suffix}") for _ in range(CONNECTIONS)])
             for suffix in ("", ".points", ".scans")
-            for number in range(CONNECTIONS)
         ]
 
     def _connect(self, endpoint: str) -> zmq.Socket[bytes]:
@@ -53,42 +71,73 @@ class Assault:
         return socket
 
     def volley(self) -> None:
-        """Send one connection's share, and wait until every frame of it was taken."""
+        """Send one connection's share, once what its actor was sent before is taken."""
         roll = self.frames.random
-        socket, greeted = roll.choice(self._sockets)
-        if greeted:
+        front = roll.choice(self._fronts)
+        at = roll.randrange(CONNECTIONS)
+        socket, before = front.sockets[at], self.frames.distinct
+        volley = self._made()
+        fresh = self.frames.distinct - before
+        self._await(front)
+        if at < CONNECTIONS - 1:  # the last of them never says hello
             socket.send(protocol.encode(Hello(1, 1, roll.choice(CLIENTS), "fuzz")))
+        for frames in volley:
+            socket.send_multipart(frames)
+        front.sent_to, front.fresh = socket, fresh
+        self._send_mark(front)
+
+    def _made(self) -> list[list[bytes]]:
+        """Return the messages of a volley, each of one frame or, wrongly, of more."""
+        roll, volley, size = self.frames.random, [], 0
         for _ in range(VOLLEY_FRAMES):
-            frame = self.frames.frame(self.frames.from_client)
+            frames = [self.frames.frame(self.frames.from_client)]
             if roll.random() < 0.05:
-                socket.send_multipart(
-                    [frame, *(roll.randbytes(roll.randrange(9)) for _ in range(roll.randrange(1, 4)))]
-                )
-            else:
-                socket.send(frame)
-        self._await_mark(socket)
-        self.taken += VOLLEY_FRAMES
+                frames += [roll.randbytes(roll.randrange(9)) for _ in range(roll.randrange(1, 4))]
+            size += sum(map(len, frames))
+            if size > VOLLEY_BYTES_MAX:
+                self.frames.forget(frames[0])
+                break
+            volley.append(frames)
+            if len(frames[0]) > LARGE_BYTES:
+                break
+        return volley
 
     def oversize(self, size_bytes: int) -> None:
         """Send what is over ``message_bytes_max``: the daemon hangs up, and is there for the next connection."""
         socket = self._connect(self._endpoint)
         socket.send(bytes(size_bytes))
-        self._await_mark(socket)
+        front = _Front([socket])
+        front.sent_to = socket
+        self._send_mark(front)
+        self._await(front)
         socket.close(0)
-        self.taken += 1
 
-    def _await_mark(self, socket: zmq.Socket[bytes]) -> None:
-        """Send a mark, again where a lost connection took it along, until its refusal is here."""
+    def finish(self) -> None:
+        """Wait until all that was sent is taken."""
+        for front in self._fronts:
+            self._await(front)
+
+    def _send_mark(self, front: _Front) -> None:
         self._mark += 1
+        front.mark = self._mark
+        assert front.sent_to is not None
+        front.sent_to.send(protocol.pack((front.mark,)))
+
+    def _await(self, front: _Front) -> None:
+        """Wait until the last volley's mark is refused; send it again where a lost connection took it along."""
+        socket, front.sent_to = front.sent_to, None
+        if socket is None:
+            return
         deadline = time.monotonic() + ANSWER_S_MAX
         while True:
-            socket.send(protocol.pack((self._mark,)))
             while socket.poll(REPEAT_MS):
-                if self._is_mark(socket.recv_multipart()[0]):
+                if self._is_mark(socket.recv_multipart()[0], front.mark):
+                    self.taken += front.fresh
                     return
             assert time.monotonic() < deadline, "the daemon does not answer"
+            socket.send(protocol.pack((front.mark,)))
 
-    def _is_mark(self, frame: bytes) -> bool:
+    def _is_mark(self, frame: bytes, mark: int) -> bool:
         try:
             message = protocol.decode(frame)
         except ProtocolError as error:
@@ -96,7 +145,7 @@ class Assault:
         if not isinstance(message, Error):
             return False
         self.refused += 1
-        return message.text.startswith(f"kind {self._mark} ")
+        return message.text.startswith(f"kind {mark} ")
 
     def __enter__(self) -> Self:
         return self

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgpack
 
@@ -34,22 +34,62 @@ from dbmd.protocol import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from _typeshed import SupportsLenAndGetItem
+
     from dbmd.manners import Operation
     from dbmd.protocol import Message
 
+T = TypeVar("T")
 CLIENTS = tuple(bytes([number]) * protocol.CLIENT_ID_BYTES for number in range(16))
 SOON_MS = 2**40  # a deadline that never passes, in a clock that nobody knows
 INTEGERS = (0, 1, 2, 3, 15, 16, 127, 128, 255, 256, 257, 2**16, 2**31, 2**32, 2**53, 2**62, 2**63 - 1, 2**63, 2**64 - 1)
+PLAIN: tuple[Any, ...] = (
+    None,
+    True,
+    -1,
+    float("nan"),
+    "",
+    "text",
+    "ü\0\n",
+    b"",
+    b"\xff\xfe" * 8,
+    b"k" * 2_000,
+    (),
+    ((),),
+    {},
+    {"a": 1},
+    msgpack.ExtType(5, b"x"),
+    protocol.pack_body("raw_get", (b"k",)),
+)
 CORPUS_FRAMES_MAX = 4_000
 TAGS = 8  # few, so that credits, cancels and replies meet what they are for
 
 
-class Frames:
-    """An endless source of frames; the same seed gives the same."""
+class Roll(Random):
+    """Random choices in half the time: ranges this small need no exact fairness."""
 
-    def __init__(self, seed: int) -> None:
-        self.random = Random(seed)  # noqa: S311 - a test's choice
-        self.corpus: list[bytes] = []
+    def choice(self, seq: SupportsLenAndGetItem[T]) -> T:
+        """Return one of ``seq``."""
+        return seq[int(self.random() * len(seq))]
+
+    def randrange(self, start: int, stop: int | None = None, step: int = 1) -> int:
+        """Return one of a range."""
+        low, high = (0, start) if stop is None else (start, stop)
+        return low + int(self.random() * (high - low)) // step * step
+
+
+class Frames:
+    """
+    An endless source of frames; the same seed gives the same.
+
+    Many of the smallest come again, which is as it should be: another credit, another hello. ``distinct`` counts each
+    but once.
+    """
+
+    def __init__(self, seed: int, corpus: list[bytes] | None = None) -> None:
+        self.random = Roll(seed)
+        self.corpus: list[bytes] = corpus or []
+        self._made: set[int] = set()
         self._known: set[str] = set()
         self._operations = tuple(REGISTRY.values())
 
@@ -137,7 +177,24 @@ class Frames:
 
     # --- What nobody honest sends ---
 
+    @property
+    def distinct(self) -> int:
+        """Return how many frames were made that are like no other."""
+        return len(self._made)
+
     def frame(self, make: Callable[[], Message]) -> bytes:
+        """Return a frame; one that was made before is returned seldom, or too many were."""
+        frame = self._any_frame(make)
+        if hash(frame) in self._made and self.random.random() < 0.8:
+            frame = self._any_frame(make)
+        self._made.add(hash(frame))
+        return frame
+
+    def forget(self, frame: bytes) -> None:
+        """Count a frame no more that was not sent after all."""
+        self._made.discard(hash(frame))
+
+    def _any_frame(self, make: Callable[[], Message]) -> bytes:
         """Return a frame: valid, mutated along its grammar, damaged, or noise."""
         roll = self.random
         what = roll.random()
@@ -194,29 +251,14 @@ class Frames:
     def anything(self) -> Any:  # noqa: ANN401 - whatever msgpack holds
         """Return any small value."""
         roll = self.random
-        return roll.choice(
-            (
-                None,
-                True,
-                -1,
-                roll.choice(INTEGERS),
-                float("nan"),
-                "",
-                "text",
-                "ü\0\n",
-                b"",
-                b"\xff\xfe" * 8,
-                roll.randbytes(8),
-                b"k" * 2_000,
-                (),
-                ((),),
-                {},
-                {"a": 1},
-                msgpack.ExtType(5, b"x"),
-                roll.choice(CLIENTS),
-                protocol.pack_body("raw_get", (b"k",)),
-            )
-        )
+        match roll.randrange(len(PLAIN) + 3):
+            case 0:
+                return roll.choice(INTEGERS)
+            case 1:
+                return roll.randbytes(8)
+            case 2:
+                return roll.choice(CLIENTS)
+        return roll.choice(PLAIN)
 
     def damaged(self, data: bytes) -> bytes:
         """Return bytes with some flipped, cut, repeated or put in."""
