@@ -23,6 +23,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <sys/uio.h>
@@ -52,6 +53,8 @@ struct state {                  /* 64-bit words, in the order of tests/powercut/
     _Atomic uint64_t free_bytes;    /* order: what statvfs tells, plus one; 0 is the truth */
     _Atomic uint64_t realtime_s;    /* order: by how much the wall clock is wrong, in two's complement */
     _Atomic uint64_t boottime_s;    /* order: the same for the clock that deadlines are told in */
+    _Atomic uint64_t awaited;       /* order: eight bytes to look for in what arrives; 0 is none */
+    _Atomic uint64_t arrived;       /* syncs of the log that had returned when they did, plus one */
 };
 
 struct record {
@@ -402,6 +405,19 @@ int poll(struct pollfd *these, nfds_t count, int timeout_ms)
         }
     }
     return real(these, count, timeout_ms);
+}
+
+/* libzmq's own thread takes in what a peer has sent: from here on it is at the daemon. */
+ssize_t recv(int fd, void *data, size_t bytes, int flags)
+{
+    REAL(recv);
+    ssize_t result = real(fd, data, bytes, flags);
+    uint64_t awaited = atomic_load(&state->awaited);
+    if (awaited && result > 0 && memmem(data, (size_t)result, &awaited, sizeof awaited)) {
+        atomic_store(&state->awaited, 0);
+        atomic_store(&state->arrived, atomic_load(&state->syncs) + 1);
+    }
+    return result;
 }
 
 #define STATVFS(function, type)                                                            \

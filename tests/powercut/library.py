@@ -34,6 +34,8 @@ _WORDS = (
     "free_bytes",
     "realtime_s",
     "boottime_s",
+    "awaited",
+    "arrived",
 )
 
 
@@ -154,6 +156,16 @@ class Library:
         """Have the wall clock, and the clock that deadlines are told in, be wrong by so much."""
         self._set("realtime_s", realtime_s % 2**64)
         self._set("boottime_s", boottime_s % 2**64)
+
+    def await_arrival(self, words: bytes) -> None:
+        """Look out for eight bytes in what peers send."""
+        self._set("arrived", 0)
+        self._set("awaited", _WORD.unpack(words)[0])
+
+    @property
+    def syncs_at_arrival(self) -> int | None:
+        """Return how many syncs of the log had returned when those bytes were read from their connection."""
+        return self._get("arrived") - 1 if self._get("arrived") else None
 
     def close(self) -> None:
         """Give the page back."""
