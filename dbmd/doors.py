@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 LINGER_S = 1.0
 FREE_S = 1.0  # a daemon that ends, or was killed, lets go of its sockets within that
 HANDSHAKE_MS = 5_000  # a peer that says nothing holds a descriptor no longer
+FAILURES_QUEUED_MAX = 100_000  # more than an accepting thread can make in a second; 13 MB at the worst
 ROLES = ("writer", "points", "scans")
 
 
@@ -100,7 +101,7 @@ class Doors:
         if self._secret is not None:
             router.curve_server = True
             router.curve_secretkey = self._secret.encode()
-        self.monitors.append(router.get_monitor_socket(gate.FAILED))
+        self.monitors.append(_monitor(router))
         return router
 
     def _bind(self, router: zmq.Socket[bytes], role: str) -> None:
@@ -145,6 +146,21 @@ class Doors:
                 yield "other users are allowed, but cannot reach the socket", {"folder": folder}
         if os.stat(path).st_mode & 0o077:  # noqa: PTH116
             yield "the database directory is open to other users: chmod 700", {"path": path}
+
+
+def _monitor(router: zmq.Socket[bytes]) -> zmq.Socket[bytes]:
+    """
+    Return a socket that tells of handshakes which fail.
+
+    libzmq's own thread, which serves every socket, waits where there is no room for an event: at 2,000 unread ones by
+    default, and whoever sends junk to a port makes as many in a second. The gate reads them once a second at least.
+    """
+    address = f"inproc://failed-{router.underlying:x}"
+    router.monitor(address, gate.FAILED)
+    events: zmq.Socket[bytes] = router.context.socket(zmq.PAIR)
+    events.rcvhwm = FAILURES_QUEUED_MAX
+    events.connect(address)
+    return events
 
 
 def _must_be_free(address: str) -> None:

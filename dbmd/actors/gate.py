@@ -4,6 +4,9 @@ The one who opens: libzmq asks it, by ZAP, about every connection before a singl
 The decision is ``access.Rules``'s; here is what the kernel and the key store know. If this thread dies nobody gets
 in, for every public socket enforces its domain, and the daemon ends. Keys are polled, so that a revocation needs
 neither a signal nor a watch that could be missed. Refusals are counted, and said once per peer and minute.
+
+A revocation holds within a second: ``KEYS_MS`` at most pass until the folder is looked at, then come a turn's share of
+knocks and failures (20 ms) and the reading of the keys (0.08 ms each): 0.35 s with 1,000 keys, 0.7 s with 5,000.
 """
 
 from __future__ import annotations
@@ -28,8 +31,9 @@ if TYPE_CHECKING:
 
 ENDPOINT = "inproc://zeromq.zap.01"
 KEYS_MS = 250  # how often the key store is looked at: a revocation must hold within a second
-KNOCKS_MAX = 256  # answered before the keys are looked at
-FAILED = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+KNOCKS_MAX = 256  # answered before the keys are looked at, about 40 us each
+FAILURES_MAX = 256  # heard of each socket's before that, 11 us each
+FAILED = int(zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL)
 ZAP_VERSION = b"1.0"
 ZAP_FRAMES_MIN = 6  # version, request id, domain, address, routing id, mechanism; then the credentials
 
@@ -59,12 +63,15 @@ class Gate(Actor):
         self._monitors = monitors
         self._mark: object = None
         self._marked_ms = 0
+        self._behind = False  # more failures may be waiting than a turn's share
         if store is not None:
             self._reload()
 
     def patience_ms(self) -> int:
-        """Return how long the next turn may wait: until the keys are to be looked at."""
-        return super().patience_ms() if self._store is None else KEYS_MS
+        """Return how long the next turn may wait: until the keys are to be looked at, whoever knocked meanwhile."""
+        if self._behind:
+            return 0
+        return super().patience_ms() if self._store is None else max(0, self._marked_ms + KEYS_MS - clock_ms())
 
     def turn(self) -> None:
         """Decide on who knocks, hear of failed handshakes, and see whether the keys are as they were."""
@@ -72,13 +79,19 @@ class Gate(Actor):
             if not int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
                 break
             self._answer(self._socket.recv_multipart())
-        for monitor in self._monitors:
-            while int(monitor.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
-                event = recv_monitor_message(monitor, zmq.NOBLOCK)
-                name = str(zmq.Event(event["event"]).name).lower()
-                self._refused(name, "no handshake of ours", event["endpoint"].decode("latin-1"))
+        self._behind = sum(map(self._hear, self._monitors)) > 0
         if self._store is not None and clock_ms() - self._marked_ms >= KEYS_MS:
             self._reload()
+
+    def _hear(self, monitor: zmq.Socket[bytes]) -> bool:
+        """Hear of handshakes that failed; ``True`` says that there may be more of them."""
+        for _ in range(FAILURES_MAX):
+            if not int(monitor.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+                return False
+            event = recv_monitor_message(monitor, zmq.NOBLOCK)
+            name = str(zmq.Event(event["event"]).name).lower()
+            self._refused(name, "no handshake of ours", event["endpoint"].decode("latin-1"))
+        return True
 
     def _answer(self, frames: list[bytes]) -> None:
         """Answer one request of libzmq's: who it is, or that it is nobody."""
