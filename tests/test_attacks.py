@@ -46,7 +46,7 @@ from dbmd.protocol import (
     Settled,
     Welcome,
 )
-from dbmd_client import Administration, AppointmentsDBM, FailedError, OpenError, RefusedError
+from dbmd_client import Administration, AppointmentsDBM, OpenError, RefusedError
 from tests.daemon_process import DaemonProcess, private_runtime, until
 
 if TYPE_CHECKING:
@@ -226,13 +226,35 @@ def test_whoever_shows_no_key_that_was_let_in_gets_no_answer(what: str, site: Si
 
 
 def test_an_honest_client_learns_at_once_that_it_is_not_let_in(site: Site) -> None:
-    """Without a key, or with an unknown one, opening ends with the reason, long before its deadline."""
+    """Without a key, with an unknown one, or with another daemon's, opening ends with the reason, and early."""
+    another = site.keys_of("alice")._replace(server=zmq.curve_keypair()[0].decode())
     started = time.monotonic()
-    for given in (None, stranger(site)):
-        with pytest.raises(OpenError) as caught:
-            AppointmentsDBM(site.daemon.endpoint, keys=given, timeout_s=30)
+    for given, why in (
+        (None, "keys are asked for"),
+        (stranger(site), "not let in there"),
+        (another, "its public key is not the one that the ticket names"),
+    ):
+        with pytest.raises(OpenError, match=why) as caught:
+            AppointmentsDBM(site.daemon.endpoint, keys=given, timeout_s=60)
         assert caught.value.kind == "refused"
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 20
+
+
+def test_who_hangs_up_without_a_greeting_is_no_refusal(site: Site) -> None:
+    """A forwarder whose daemon is away takes connections and ends them: opening then waits until its deadline."""
+    with socket.create_server(("127.0.0.1", 0)) as forwarder:
+
+        def hang_up() -> None:
+            with suppress(OSError):
+                while True:
+                    forwarder.accept()[0].close()
+
+        threading.Thread(target=hang_up, daemon=True).start()
+        address = f"tcp://127.0.0.1:{forwarder.getsockname()[1]}"
+        with pytest.raises(OpenError, match="no daemon answered") as caught:
+            AppointmentsDBM(address, keys=site.keys_of("alice"), timeout_s=1)
+        assert caught.value.kind == "unreachable"
+        forwarder.shutdown(socket.SHUT_RDWR)
 
 
 def pump(source: socket.socket, target: socket.socket, tape: bytearray) -> None:
@@ -384,7 +406,7 @@ def test_a_role_does_not_reach_beyond_itself(site: Site) -> None:
                 ("read triggered_flags", tess.load_watcher_appointments),
             ]
             for right, attempt in attempts:
-                with pytest.raises((RefusedError, FailedError), match=f"the right to {right}"):
+                with pytest.raises(RefusedError, match=f"the right to {right}"):
                     attempt()
             batch = wally.db.write_batch()
             batch.put(b"rx", b"{}")
@@ -447,6 +469,28 @@ def test_a_revoked_key_is_refused_within_a_second_on_open_connections_too(site: 
         site.opened("mallory")
     assert site.daemon.running
     assert site.is_well()
+
+
+def test_a_connection_first_made_after_the_revocation_ends_its_calls_at_once(site: Site) -> None:
+    """Queries, scans and later commands are refused by name, time and again; once let in again, all of them go on."""
+    site.let_in("peggy", "writer")
+    until(lambda: admitted(site, "peggy"), "the key to be let in")
+    with AppointmentsDBM(site.daemon.endpoint, keys=site.keys_of("peggy"), timeout_s=60) as peggy:
+        assert peggy.store_watcher_appointment("p", {})  # the readers' connections are made by the first query
+        site.store.revoke("peggy")
+        until(lambda: revocations(site, "peggy"), "the gate to have seen it")
+        started = time.monotonic()
+        for call in 2 * (lambda: peggy.load_watcher_appointment("p"), peggy.load_responder_trackers):
+            with pytest.raises(RefusedError, match="this user or key is not let in there"):
+                call()
+        with pytest.raises(RefusedError, match="this user or key is let in no more"):
+            peggy.store_watcher_appointment("p", {})
+        assert time.monotonic() - started < 20
+        site.let_in("peggy", "writer")
+        until(lambda: admitted(site, "peggy"), "the key to be let in again")
+        assert peggy.load_watcher_appointment("p") == {}
+        assert peggy.load_responder_trackers() is not None
+        assert peggy.store_watcher_appointment("p", {})  # on the connection that is open all the while
 
 
 # --- What is sent ---

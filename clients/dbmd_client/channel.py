@@ -26,7 +26,7 @@ from dbmd.paging import received
 from dbmd.protocol import Code, Credit, Error, Goodbye, Outcome, Page, ProtocolError, Settle, Settled
 from dbmd.session import Call
 from dbmd_client import errors
-from dbmd_client.endings import Patience, failure, refusal, told
+from dbmd_client.endings import Patience, cause, failure, refusal, told
 from dbmd_client.link import PROBE_MS, Link, Waiter, now_ms
 from dbmd_client.opening import sibling
 from dbmd_client.traffic import FRAME_OVERHEAD_BYTES, Asked, Commands, Pages
@@ -172,7 +172,7 @@ class Channel:
         where = f"{operation.name} at {self.endpoint}"
         if isinstance(waiter.value, Call):
             return self._ended(where, waiter.value)
-        why, code = (waiter.value.text, Code.DEADLINE) if waiter.done else self._late(link, "no final answer")
+        why, code = cause(waiter.value) if waiter.done else self._late(link, "no final answer")
         if call is None:
             if link.greeting and not waiter.done:  # then only the window can have kept it back
                 most = self.limits.client_window
@@ -207,7 +207,7 @@ class Channel:
         if not waiter.done or isinstance(waiter.value, Error):
             if waiter.done and waiter.value.code == Code.MALFORMED:
                 raise failure(f"{where}: {waiter.value.text}; nothing was changed", Code.MALFORMED)
-            why, why_code = (waiter.value.text, Code.DEADLINE) if waiter.done else self._late(link, "no answer")
+            why, why_code = cause(waiter.value) if waiter.done else self._late(link, "no answer")
             raise failure(f"{where}: {why}; nothing was changed", why_code)
         identity = f"{shown(self._commands.session.client)}-{role[0]}{tag}"
         answer = waiter.value
@@ -285,7 +285,7 @@ class Channel:
                 return message, body
         raise failure(f"{where}: {message.payload[1]}", message.payload[0])
 
-    def _late(self, link: Link, missed: str) -> tuple[str, Code]:
+    def _late(self, link: Link, missed: str) -> tuple[str, str]:
         """Say why a deadline passed: the daemon had no room for this connection all the while, or it was silent."""
         refused = link.refusal
         if refused is not None and refused.code == Code.BUSY and not link.greeting:
@@ -322,8 +322,8 @@ class Channel:
                     commands.session.settled(settle.number)
         if isinstance(waiter.value, Settled):
             return told(waiter.value.outcome, waiter.value.payload)
-        message = f"outcome at {self.endpoint}: no answer within {self.timeout_s:g} s; ask again"
-        raise errors.UnknownOutcomeError(message, identity)
+        why = waiter.value.text if waiter.done else self._late(link, "no answer")[0]
+        raise errors.UnknownOutcomeError(f"outcome at {self.endpoint}: {why}; ask again", identity)
 
     # --- Keeping the links alive ---
 

@@ -11,8 +11,13 @@ from dbmd_client import errors
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from dbmd.protocol import Error
+
 Answer = TypeVar("Answer")
 
+REFUSED = "refused"
+KEPT_OUT = frozenset({REFUSED, Code.RIGHT, Code.IDENTITY})
+"""Why a whole connection is refused: whoever is not let in, or no more, is not helped by asking again."""
 AGAIN_MS, AGAIN_MS_MAX = 10, 250  # between two askings for what there was no room for; doubled each time
 
 
@@ -35,8 +40,15 @@ def refusal(message: str, code: str) -> errors.RefusedError:
     return kinds.get(code, errors.RefusedError)(message, code)
 
 
+def cause(ended: Error) -> tuple[str, str]:
+    """Return why a link ended a call, and by which code: refused where its client is kept out, else it is late."""
+    return ended.text, ended.code if ended.code in KEPT_OUT else Code.DEADLINE
+
+
 def failure(message: str, code: str) -> errors.DbmdError:
     """Return what to raise where a call failed."""
+    if code in KEPT_OUT:
+        return refusal(message, code)
     if code == Code.SNAPSHOT:
         return errors.SnapshotLostError(message)
     kinds: dict[str, type[errors.FailedError]] = {

@@ -132,8 +132,7 @@ class Link:
     # --- Under the lock ---
 
     def _connect(self) -> zmq.Socket[bytes]:
-        socket = self._dialling.dial(self.endpoint, watched=self.welcome is None)
-        self._socket = socket
+        socket = self._socket = self._dialling.dial(self.endpoint)
         self._arm()
         self._hello()
         return socket
@@ -209,8 +208,9 @@ class Link:
                     self._send(socket, frame)
             greeted = self.greeting
             self._drain(socket)
-            if self.welcome is None and (refusal := self._dialling.refusal()) is not None:
+            if not self.greeting and (refusal := self._dialling.refusal()):
                 self._error(refusal)
+                self.drop()  # libzmq tries no more: the next call does
             if not self.greeting or (greeted and not self._traffic.abandoned):
                 break
 

@@ -63,6 +63,9 @@ class Gate(Actor):
         self._monitors = monitors
         self._mark: object = None
         self._marked_ms = 0
+        self._revoked: dict[
+            str, Grant
+        ] = {}  # on connections that may be open: a key that is let in again is let in there
         self._behind = False  # more failures may be waiting than a turn's share
         if store is not None:
             self._reload()
@@ -152,8 +155,11 @@ class Gate(Actor):
                 grant.role = now[user_id].role
             else:
                 grant.role = NOBODY
-                del self._grants[user_id]
+                self._revoked[user_id] = self._grants.pop(user_id)
                 self._logger.warning("key revoked", principal=grant.principal)
+        for user_id in self._revoked.keys() & now.keys():
+            grant = self._grants[user_id] = self._revoked.pop(user_id)
+            grant.role = now[user_id].role
         self._logger.info("keys loaded", keys=len(keys))
 
     def park(self) -> None:
