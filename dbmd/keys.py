@@ -215,7 +215,10 @@ class Store:
     def allow(self, public_half: Path, role: str, name: str | None = None) -> str:
         """Let a key in under its name, or give a known name this key and role; returns the name."""
         told = _read(public_half, secret=public_half.suffix == ".secret")
-        name = check_name(name or str(told.get("name", public_half.stem)))
+        said = told.get("name", public_half.stem)
+        if name is None and said != public_half.stem:  # its maker's word: it could be another's name
+            raise KeysError(f"{public_half}: in it stands the name {said!r}: call the file so, if that is who it is")
+        name = check_name(name or public_half.stem)
         self.make()
         public = told["public"]
         for other in self.held()[0]:

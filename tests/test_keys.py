@@ -84,6 +84,18 @@ def test_a_name_is_fit_for_a_file_a_log_and_a_terminal(name: str, store: Store, 
     assert [each.name for each in store.folder.iterdir()] == ["server.secret"]
 
 
+def test_a_public_half_is_let_in_by_the_name_that_is_typed(store: Store, tmp_path: Path) -> None:
+    """A file that calls itself by another's name takes nobody's place: whoever lets it in sees whom he lets in."""
+    keys.new("olga", tmp_path, None)
+    store.allow(tmp_path / "olga.public", "operator")
+    keys.new("mallory", tmp_path, None)
+    half = tmp_path / "mallory.public"
+    half.write_text(half.read_text().replace('"mallory"', '"olga"'))
+    with pytest.raises(KeysError, match="in it stands the name 'olga'"):
+        store.allow(half, "reader")
+    assert [(each.name, each.role) for each in store.held()[0]] == [("olga", "operator")]
+
+
 def test_a_key_is_let_in_under_one_name_and_a_name_has_one_key(store: Store, tmp_path: Path) -> None:
     """A name is given another key or role by allowing it again; the same key under a second name is refused."""
     for name in ("alice", "bob"):
