@@ -131,10 +131,20 @@ class Reader(Actor):
             raise ProtocolError(Code.MALFORMED, text)
 
     def _credit(self, route: bytes, peer: Peer, credit: Credit) -> None:
-        """Send on, or say that there is nothing to send."""
+        """Send on, or say that there is nothing to send, or that the role is no longer what it was."""
         if not peer.grant.role.has(Right.READ):  # its key was revoked in the middle of a scan
             self._drop(route)
             raise ProtocolError(Code.RIGHT, peer.grant.role.lack(Right.READ))
+        asked = self._asked.get((route, credit.tag))
+        if asked is not None and asked.operation is not None:
+            try:
+                effect = asked.operation.verb.effect(asked.arguments, self.nature.limits)
+                peer.grant.role.check(asked.operation.right, effect)
+            except RefusedError as error:
+                self._paging.cancel(route, credit.tag)
+                del self._asked[route, credit.tag]
+                self._tell(route, [(_refusal(credit.tag, error), asked)])
+                return
         if not self._paging.grant(route, credit.tag, credit.pages, clock_ms()):
             self.counts["credit_for_nothing"] += 1
             if not credit.pages:  # it waits for a page in vain; credit that is late is asked nothing
