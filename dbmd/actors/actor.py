@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import zmq
 
 from dbmd import protocol
-from dbmd.access import peer_of
+from dbmd.access import NOBODY, peer_of
 from dbmd.actors.refusals import Refusals
 from dbmd.identities import shown
 from dbmd.protocol import Code, Error, Hello, ProtocolError, Welcome
@@ -188,15 +188,17 @@ class Actor:
         """
         See that one more connection has room; raises ``ProtocolError`` naming the limit.
 
-        First go those whose process has ended, and those that their own client has left for a newer one. Where the
-        kernel names no process (tcp), nothing tells that a peer is gone: there the one that was silent longest goes,
-        if it was silent for a scan's lease. If it lives after all it says hello again, and has lost nothing.
+        First go those whose key was revoked, those that their own client has left for a newer one, and those whose
+        process has ended. Where the kernel names no process (tcp), nothing tells that a peer is gone: there the one
+        that was silent longest goes, if it was silent for a scan's lease. If it lives after all it says hello again,
+        and has lost nothing.
         """
         most = self.nature.limits.clients_max
         if len(self.peers) < most:
             return
-        for route in [each for each, peer in self.peers.items() if (peer.client, peer.origin) == (client, origin)]:
-            self.forget(route)
+        for route, peer in list(self.peers.items()):
+            if peer.grant.role is NOBODY or (peer.client, peer.origin) == (client, origin):
+                self.forget(route)
         if clock_ms() - self._swept_ms >= SWEEP_AGAIN_MS:
             self._sweep()
             newest = {(peer.client, peer.origin): route for route, peer in self.peers.items()}
