@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dbmd import access
 from dbmd.access import (
@@ -24,10 +27,11 @@ from dbmd.access import (
     Rules,
     peer_of,
 )
-from dbmd.effects import Batch, RefusedError
+from dbmd.effects import Batch, Get, RefusedError, Scan
 from dbmd.limits import Limits
 from dbmd.operations import REGISTRY
 from dbmd.protocol import Code
+from dbmd.storage import MemoryStore, Range
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -176,6 +180,47 @@ def test_a_range_is_allowed_as_a_whole_or_not_at_all(start: bytes, stop: bytes |
     else:
         with pytest.raises(RefusedError):
             role.check(Right.READ, effect)
+
+
+@given(
+    st.sets(st.sampled_from(sorted(KINDS)), min_size=1),
+    st.binary(max_size=3),
+    st.none() | st.binary(max_size=3),
+    st.booleans(),
+)
+def test_whatever_range_a_limited_role_is_let_read_holds_its_kinds_alone(
+    kinds: set[str],
+    start: bytes,
+    stop: bytes | None,
+    reverse: bool,  # noqa: FBT001
+) -> None:
+    """By any range, also an empty or a reversed one, and by any prefix, a limited role sees nothing of another kind."""
+    role = Role("some", reads=sorted(kinds))
+    for name, arguments in (
+        ("raw_scan", (start, stop, reverse, True, True)),
+        ("load_appointments_db", (start,)),
+        ("load_entry", (start,)),
+    ):
+        effect = REGISTRY[name].verb.effect(arguments, LIMITS)
+        try:
+            role.check(Right.READ, effect)
+        except RefusedError:
+            continue
+        if isinstance(effect, Get):
+            seen = [start]
+        else:
+            assert isinstance(effect, Scan)
+            spans = [span for segment in effect.segments for span in segment.spans]
+            seen = [key for span in spans for key, _ in EVERYTHING.scan(span, reverse=reverse)]
+        assert all(any(holds(KINDS[kind], key) for kind in kinds) for key in seen)
+
+
+def holds(span: Range, key: bytes) -> bool:
+    """Say whether a key lies in a range."""
+    return span.start <= key and (span.stop is None or key < span.stop)
+
+
+EVERYTHING = MemoryStore({bytes(key): b"" for length in (1, 2) for key in product(b"abcmrstuvwx\0", repeat=length)})
 
 
 def test_one_forbidden_key_refuses_a_batch() -> None:

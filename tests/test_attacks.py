@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -68,11 +68,11 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become 
 class Site:
     """A daemon that serves tcp to keys, and a ticket for each of those whom it lets in."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, configured: str = ROLES) -> None:
         self.folder = folder
         self.store = Store(folder / "data.keys")
         self.store.make()
-        (folder / "dbmd.toml").write_text(ROLES)
+        (folder / "dbmd.toml").write_text(configured)
         for name, role in {"alice": "writer", "bob": "writer", "rita": "reader", "olga": "operator"}.items():
             self.let_in(name, role)
         self.daemon = DaemonProcess(
@@ -373,6 +373,28 @@ def test_another_s_identity_is_refused_in_every_message(site: Site) -> None:
             assert same.load_locator_map("mine") == ["one"]
 
 
+def test_what_a_peer_says_of_itself_in_its_handshake_is_not_heard(tmp_path: Path) -> None:
+    """A user and an address that stand in the handshake's own properties are neither the kernel's nor the gate's."""
+    with private_runtime() as folder, DaemonProcess(tmp_path / "data", endpoint=f"ipc://{folder}/s") as daemon:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as peer:
+            peer.settimeout(ANSWER_MS_MAX / 1000)
+            peer.connect(f"{folder}/s")
+            peer.sendall(b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(52, b"\0"))
+            said = {b"Socket-Type": b"DEALER", b"User-Id": b"uid:7", b"Peer-Address": b"localhost:7:7:1"}
+            ready = b"\x05READY" + b"".join(
+                bytes([len(name)]) + name + len(value).to_bytes(4) + value for name, value in said.items()
+            )
+            peer.sendall(bytes([4, len(ready)]) + ready)
+            told = b""
+            while b"READY" not in told:  # the gate has let it in
+                told += peer.recv(4096)
+            hello = protocol.encode(Hello(1, 1, secrets.token_bytes(CLIENT_ID_BYTES), "forger"))
+            peer.sendall(bytes([0, len(hello)]) + hello)
+            until(lambda: any(line.get("process") == "forger" for line in daemon.log_lines()), "its hello to be taken")
+        (line,) = [line for line in daemon.log_lines() if line.get("process") == "forger"]
+        assert (line["principal"], line["pid"]) == (f"uid:{os.geteuid()}", os.getpid())
+
+
 # --- Who may do what ---
 
 
@@ -417,6 +439,37 @@ def test_a_role_does_not_reach_beyond_itself(site: Site) -> None:
             assert tess.load_responder_trackers() == {"t": {"n": 1}}
             assert wally.store_responder_tracker("t", {"n": 1})
             assert rita.load_watcher_appointment("a") == {"n": 1}
+
+
+def test_a_scan_that_is_under_way_ends_where_its_role_does(site: Site) -> None:
+    """A role that is narrowed meanwhile counts from the next page on, for the scan that it no longer allows."""
+    site.let_in("wanda", "reader")
+    until(lambda: admitted(site, "wanda"), "the key to be let in")
+    with site.opened("alice") as owner, site.opened("wanda") as wanda:
+        batch = owner.db.write_batch()
+        for number in range(60):
+            batch.put(b"rlong%d" % number, b'"%s"' % (b"x" * 100_000))
+        batch.write()
+        scan = wanda.db.iterator(prefix=b"rlong")
+        entries = wanda.db.iterator()
+        next(scan), next(entries)
+        site.let_in("wanda", "trackers_only")
+        until(lambda: refused_by_role(wanda), "the gate to have seen it")
+        with pytest.raises(RefusedError, match="the right to read entries, which the role trackers_only lacks"):
+            list(entries)
+        assert len(list(scan)) == 59
+        for number in range(60):
+            batch.delete(b"rlong%d" % number)
+        batch.write()
+
+
+def refused_by_role(database: AppointmentsDBM) -> bool:
+    """Say whether a client may no longer read what is no tracker."""
+    try:
+        database.load_watcher_appointment("a")
+    except RefusedError:
+        return True
+    return False
 
 
 def ask_as(site: Site, name: str, question: str, *arguments: str) -> object:
@@ -469,6 +522,26 @@ def test_a_revoked_key_is_refused_within_a_second_on_open_connections_too(site: 
         site.opened("mallory")
     assert site.daemon.running
     assert site.is_well()
+
+
+def test_a_revoked_key_keeps_no_room(tmp_path: Path) -> None:
+    """Whoever took all connections, and goes on talking on them, makes room when its key is revoked."""
+    most = 3
+    with private_runtime(), Site(tmp_path, f"[limits]\nclients_max = {most}\n").daemon as daemon:
+        folder = daemon.path.parent
+        store, (bob, alice) = Store(folder / "data.keys"), (str(folder / f"{name}.secret") for name in ("bob", "alice"))
+        with ExitStack() as taken:
+            crowd = [
+                taken.enter_context(Raw(daemon.endpoint, Keys.read(bob), secrets.token_bytes(CLIENT_ID_BYTES)))
+                for _ in range(most)
+            ]
+            with pytest.raises(OpenError, match=f"clients_max is {most}"):
+                AppointmentsDBM(daemon.endpoint, keys=alice, timeout_s=0.3)
+            store.revoke("bob")
+            for peer in crowd:
+                until(lambda: peer.ask(Settle(1, peer.client, 0, 1)).payload[0] == "right", "it to be refused")  # noqa: B023 - called here
+            with AppointmentsDBM(daemon.endpoint, keys=alice, timeout_s=20) as honest:
+                assert honest.store_watcher_appointment("a", {})
 
 
 def test_a_connection_first_made_after_the_revocation_ends_its_calls_at_once(site: Site) -> None:

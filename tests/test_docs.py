@@ -133,6 +133,20 @@ def test_the_map_names_every_room_and_nothing_else() -> None:
     assert {name for name in named_here if Path(name).name not in files | {"pyproject.toml"}} == set()
 
 
+def test_the_review_of_the_threat_model_names_every_room() -> None:
+    """SECURITY.md says what crosses each file of the product, or its folder; and each test that it names exists."""
+    told = DOCUMENTS["SECURITY.md"]
+    paths = {path.relative_to(ROOT) for folder in ("dbmd", "clients") for path in (ROOT / folder).rglob("*.py")}
+    named_there = set(re.findall(r"`((?:dbmd|clients)/[\w/.]+)`", told))
+    rooms = {path for path in paths if path.stem not in {"__init__", "__main__"}}
+    assert {str(each) for each in rooms if not {str(each), f"{each.parent}/"} & named_there} == set()
+    tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py"))
+    tried = told.partition("## The attacks that were tried")[2].partition("## What is not defended")[0]
+    names = set(re.findall(r"`([a-z]+(?:_[a-z0-9]+){3,})`", tried))
+    assert names
+    assert {each for each in names if f"def test_{each}(" not in tests} == set()
+
+
 def test_the_protocol_s_summary_names_every_kind() -> None:
     """docs/protocol.md names each kind of message, and the versions that are spoken."""
     told = DOCUMENTS["protocol.md"]
