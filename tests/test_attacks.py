@@ -566,6 +566,27 @@ def test_a_connection_first_made_after_the_revocation_ends_its_calls_at_once(sit
         assert peggy.store_watcher_appointment("p", {})  # on the connection that is open all the while
 
 
+def test_costly_commands_of_one_do_not_keep_the_others_waiting(tmp_path: Path) -> None:
+    """A large map takes long to append to: whoever queues many such has his turn, and then another has."""
+    heavy = b"[" + b"1," * 700_000 + b"1]"
+    with private_runtime(), DaemonProcess(tmp_path / "data", endpoint="tcp://127.0.0.1:*") as daemon:
+        with AppointmentsDBM(daemon.endpoint, timeout_s=20) as honest, Raw(daemon.endpoint) as attacker:
+            honest.db.put(b"mheavy", heavy)
+            attacker.welcome = attacker.ask(Hello(1, 1, attacker.client, "attacker"))
+            body = protocol.pack_body("create_append_locator_map", (b"heavy", "u"))
+            started = time.monotonic()
+            first = attacker.command(1, "create_append_locator_map", b"heavy", "u")
+            one_s = time.monotonic() - started
+            assert isinstance(first, Replies)
+            queued = [Command(number, 1, 1 << 60, body) for number in range(2, 60)]
+            attacker.send(Commands(attacker.client, attacker.welcome.uptime_ms, 2, queued))
+            until(lambda: daemon.log_lines()[-1]["component"] == "writer", "the first to be logged")
+            started = time.monotonic()
+            assert honest.store_watcher_appointment("a", {})
+            assert time.monotonic() - started < 10 * one_s, "a turn of the attacker's, and some of this machine's"
+        daemon.kill()
+
+
 # --- What is sent ---
 
 

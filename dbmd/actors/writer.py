@@ -41,6 +41,11 @@ if TYPE_CHECKING:
 
 HOUSEKEEPING_MS = 60_000  # how often what expired or said goodbye is given up without waiting for a command
 UPTIME_SAVED_MS = 3_600_000  # an idle daemon persists its uptime this often
+WORK_US_MAX = 100_000
+"""
+A group takes no more commands after that: a full one of stores takes 26 ms, but a single append to a map of 4 MiB up to
+650 ms, and of a thousand such that one process queued, everybody else would wait for all.
+"""
 GATHER_US = 200  # yield at most this long for a group as large as the recent ones: about one sync
 OUTCOMES = {int(outcome): outcome.name.lower() for outcome in Outcome}
 
@@ -95,9 +100,9 @@ class Writer(Actor):
     def _gather(self) -> None:
         """Take in what has come, and admit one command of each process in turn until the group is full."""
         self.drain(lambda: self._turns.full)
-        now, uptime = clock_ms(), self.uptime_ms()
+        now, uptime, begun_us = clock_ms(), self.uptime_ms(), now_us()
         at_once: list[Told] = []
-        while self._turns and not self._core.full:
+        while self._turns and not self._core.full and now_us() - begun_us < WORK_US_MAX:
             ticket, frame, command = self._turns.take()
             peer = self.peers.get(ticket.route)
             if peer is None or peer.client != frame.client:
