@@ -84,7 +84,7 @@ class Session:
         self._next = 1
         self._calls: dict[int, Call] = {}
         self._unsent: dict[int, Call] = {}
-        self._abandoned = False
+        self._told_unknown = False
 
     @property
     def floor(self) -> int:
@@ -101,10 +101,10 @@ class Session:
         """
         Say whether a goodbye may give up this client's record at the daemon.
 
-        Not while an outcome may yet be asked for, by whoever was told its identity: without the
-        record, what was applied would be barred and called "not applied".
+        Not once a caller was told an identity: whoever reads of it may ask for its outcome, again and later. Without
+        the record a later run of the daemon would bar what was applied, and call it "not applied".
         """
-        return not self._calls and not self._abandoned
+        return not self._calls and not self._told_unknown
 
     def begin(self, body: bytes, deadline_ms: int, waiter: Any) -> Call | None:  # noqa: ANN401
         """Give a command its number, or return ``None`` while the window is full of calls that somebody waits for."""
@@ -122,7 +122,6 @@ class Session:
             if oldest.waited_for:
                 return False
             self._drop(oldest)
-            self._abandoned = True
         return True
 
     def greeted(self, welcome: Welcome, now_ms: int) -> None:
@@ -200,6 +199,7 @@ class Session:
         call.reply = reply
         if not call.waited_for:
             return None  # it keeps its place, and so its record, until ``outcome`` asks
+        self._told_unknown |= reply.outcome == Outcome.EXPIRED and call.attempt > 1
         self._drop(call)
         return call
 
@@ -214,6 +214,7 @@ class Session:
         if call.attempt == 0:
             self._drop(call)
             return True
+        self._told_unknown = True
         return False
 
     def settle(self, number: int) -> Reply | None:
@@ -247,7 +248,7 @@ class Session:
         self._next = 1
         self._calls.clear()
         self._unsent.clear()
-        self._abandoned = False
+        self._told_unknown = False
         return True
 
     def waiting(self) -> Iterator[Call]:

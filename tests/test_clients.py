@@ -17,6 +17,7 @@ import plyvel
 import pytest
 
 from dbmd import rendezvous
+from dbmd.session import Session
 from dbmd_client import (
     AppointmentsDBM,
     DbmdError,
@@ -54,6 +55,23 @@ def daemon(tmp_path: Path, folder: Path) -> Iterator[DaemonProcess]:
     process = DaemonProcess(tmp_path / "data", endpoint=f"ipc://{folder}/s", arguments=("--config", str(config)))
     with process:
         yield process
+
+
+def test_an_outcome_was_told_wrongly_once_its_client_had_closed_and_the_daemon_ended(
+    daemon: DaemonProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An identity that a caller was told has one outcome for whoever asks, whenever, even once it was settled."""
+    with AppointmentsDBM(daemon.endpoint, timeout_s=0.5) as manager:
+        with monkeypatch.context() as lost:
+            lost.setattr(Session, "reply", lambda *_: None)
+            with pytest.raises(UnknownOutcomeError) as raised:
+                manager.store_watcher_appointment("a", {"n": 1})
+        assert manager.outcome(raised.value.identity)[0] == "applied"
+    assert daemon.terminate() == 0
+    daemon.start()
+    with AppointmentsDBM(daemon.endpoint) as another:
+        assert another.outcome(raised.value.identity)[0] == "applied"
+        assert another.load_watcher_appointment("a") == {"n": 1}
 
 
 def fill(where: str) -> None:

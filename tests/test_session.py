@@ -320,18 +320,32 @@ def test_a_call_that_is_waited_for_is_not_let_go() -> None:
     assert list(made.waiting()) == [call]
 
 
-def test_a_client_is_forgettable_when_no_outcome_can_be_asked_for() -> None:
-    """A goodbye would make the daemon call an applied unknown "not applied"; so it waits for every outcome."""
+def test_what_was_applied_was_called_not_applied_behind_a_goodbye() -> None:
+    """A client that told its caller an identity leaves its record to whoever asks again, even once it was settled."""
     made = session(window=1)
+    assert forgettable(made)
+    call = begin(made)
+    sent(made)
+    made.reply(made.client, done(call))
     assert forgettable(made)
     first = unknown(made)
     assert not forgettable(made)
     made.settled(first.number)
-    assert forgettable(made)
-    unknown(made)
-    last = begin(made)  # makes room by giving up an unknown, of which nobody may be told "not applied"
-    sent(made)
-    made.reply(made.client, done(last))
+    assert not forgettable(made)
+
+
+def test_what_expired_between_two_copies_leaves_its_record() -> None:
+    """Of a command whose second copy found nothing any more the caller was told that it may have happened."""
+    made = session()
+    for attempts in (1, 2):
+        assert forgettable(made)
+        call = begin(made)
+        sent(made)
+        if attempts > 1:
+            made.lost()
+            sent(made)
+        expired = Reply(call.number, attempts, Outcome.EXPIRED, False, (str(Code.EXPIRED), "long ago"), 0)  # noqa: FBT003
+        assert made.reply(made.client, expired) is call
     assert not forgettable(made)
 
 

@@ -232,6 +232,7 @@ class Client:
     def _told(self, call: Pending, outcome: int, payload: Any, *, late_reply: bool = False) -> None:  # noqa: ANN401
         checker, work = self.world.checker, call.work
         assert isinstance(work, Unknown)
+        self.world.told.append(Unknown(None, work.identity, work.birth))
         if outcome == Outcome.DONE:
             checker.told_done(work.identity, payload)
         elif outcome == Outcome.EXPIRED:

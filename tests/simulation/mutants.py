@@ -250,7 +250,7 @@ MUTANTS = (
         "goodbye while outcomes may be asked for",
         "what was applied is never called 'not applied'",
         SESSION,
-        "        return not self._calls and not self._abandoned\n",
+        "        return not self._calls and not self._told_unknown\n",
         "        return True\n",
     ),
     Mutant(

@@ -94,6 +94,7 @@ class World:
         self.wishes = Wishes(rng)
         self.clients: list[Client] = []
         self.unknowns: list[Unknown] = []
+        self.told: list[Unknown] = []  # whose outcome somebody learned, and others may still ask for
         self.deaths = 0
         self._rogue: Rogue | None = None
         self._quiet = rng.random() < 0.1
@@ -272,8 +273,9 @@ class World:
     def _wish(self, client: Client) -> int:
         rng = self.rng
         draw, timeout_ms = rng.random(), rng.choice(TIMEOUTS_MS)
-        if draw < 0.06 and self.unknowns:
-            client.ask(self.unknowns.pop(rng.randrange(len(self.unknowns))), timeout_ms)
+        if draw < 0.06 and (self.unknowns or self.told):
+            asked = self.unknowns if self.unknowns and (not self.told or rng.random() < 0.7) else self.told
+            client.ask(asked.pop(rng.randrange(len(asked))), timeout_ms)
         elif draw < 0.1:
             client.query(self.wishes.query(), timeout_ms)
         elif draw < 0.22:
@@ -364,7 +366,7 @@ class World:
             self.terminate()
         asker = Client(self)
         self.clients.append(asker)
-        waiting, self.unknowns = self.unknowns, []
+        waiting, self.unknowns, self.told = [*self.unknowns, *self.told], [], []
         for unknown in waiting:
             asker.ask(unknown, 60_000)
         self._drive()
