@@ -4,8 +4,9 @@ The daemon's table of command identities: known, in hand, barred, expired.
 The model is RIFL (SOSP 2015): a command's outcome is recorded in the same batch as its effect,
 so that a copy of it, whenever it comes, finds the outcome and changes nothing. The laws:
 
-1. An identity is a client id and a number. Each client has one completion record: its birth,
-   its floor, and for each number at or above the floor the outcome, the payload and a digest.
+1. An identity is a client id, its birth and a number. Each client has one completion record: its birth,
+   its floor, and for each number at or above the floor the outcome, the payload and a digest. The birth in the
+   record wins: under another one an id is another client, of which nothing is known, and nothing is taken.
 2. The floor in force is the highest that was committed or admitted. A number below it is never
    applied: its client said that it wants the outcome no more.
 3. No number reaches floor + ``client_window``: so a record is bounded.
@@ -25,7 +26,7 @@ from __future__ import annotations
 from collections import Counter
 from functools import lru_cache
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from dbmd import protocol
 from dbmd.effects import RefusedError
@@ -117,7 +118,7 @@ class Identities:
         """
         Return what is known of a number, or ``None`` if it is new.
 
-        Raises ``RefusedError``: another principal's, expired, another command's number, past the window, or too many.
+        Raises ``RefusedError``: another principal's or birth's, expired, another command's, past the window, too many.
         """
         known = self._clients.get(client)
         if known is None:
@@ -126,8 +127,8 @@ class Identities:
                 raise RefusedError(Code.EXPIRED, f"number {number} is below its client's floor {floor}")
             lowest = floor
         else:
-            if known.principal not in (principal, ""):
-                raise RefusedError(Code.IDENTITY, NOT_YOURS)
+            if birth != known.birth or known.principal not in (principal, ""):
+                self._refuse_other(known, birth, uptime_ms, principal)
             found = known.in_hand.get(number) or known.completed.get(number)
             if found is not None and number >= known.floor:
                 if digest not in (found.digest, BARRED) and found.digest != BARRED:
@@ -149,11 +150,27 @@ class Identities:
         if known is not None and known.principal not in (principal, ""):
             raise RefusedError(Code.IDENTITY, NOT_YOURS)
 
-    def _check_new(self, client: bytes, birth: int, uptime_ms: int, principal: str) -> None:
+    def _refuse_other(self, known: _Client, birth: int, uptime_ms: int, principal: str) -> NoReturn:
+        """
+        Refuse what is not of the client that the record is of.
+
+        A record that was dropped, and made again by whoever told a younger birth, must not let copies of
+        what was applied before pass for new: by their own birth those are expired.
+        """
+        if birth != known.birth:
+            self._check_age(birth, uptime_ms)
+        if known.principal not in (principal, ""):
+            raise RefusedError(Code.IDENTITY, NOT_YOURS)
+        raise RefusedError(Code.IDENTITY, f"this client was born at {known.birth} ms, not at {birth} ms")
+
+    def _check_age(self, birth: int, uptime_ms: int) -> None:
         if birth + self._expiry_ms < uptime_ms:
             age_s = (uptime_ms - birth) // 1000
             text = f"this client was born {age_s} s ago; outcomes are kept {self._expiry_ms // 1000} s"
             raise RefusedError(Code.EXPIRED, text)
+
+    def _check_new(self, client: bytes, birth: int, uptime_ms: int, principal: str) -> None:
+        self._check_age(birth, uptime_ms)
         if client in self._departed:
             raise RefusedError(Code.EXPIRED, "this client said goodbye: its outcomes are given up")
         if len(self._clients) >= self._limits.clients_remembered_max:

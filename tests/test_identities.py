@@ -237,6 +237,30 @@ def test_a_record_goes_after_the_expiry_and_its_copies_stay_expired(table: Table
     assert table.code(A, 1, birth=4_000) == Code.EXPIRED
 
 
+def test_a_copy_was_applied_again_behind_a_forged_birth(table: Table) -> None:
+    """A record made again under a younger birth does not make new what its client applied before: that is expired."""
+    table.apply(A, 1)
+    table.uptime_ms = 10_001
+    table.table.expire(table.uptime_ms)
+    table.commit()
+    table.apply(A, 3, birth=10_000)
+    assert table.code(A, 1) == Code.EXPIRED
+    table.restart()
+    assert table.code(A, 2) == Code.EXPIRED
+    table.principal = "uid:2"
+    assert table.code(A, 1) == Code.EXPIRED
+
+
+def test_an_id_under_another_birth_than_its_record_s_is_refused(table: Table) -> None:
+    """Whoever knows an id, and not its birth, neither learns nor bars anything of it, while it is known."""
+    table.apply(A, 1, birth=4_000)
+    for birth in (3_999, 4_001, 2**62):
+        assert table.code(A, 1, birth=birth) == Code.IDENTITY
+        assert table.code(A, 2, birth=birth, digest=BARRED) == Code.IDENTITY
+    assert table.look_up(A, 1, birth=4_000) == DONE
+    assert table.look_up(A, 2, birth=4_000) is None
+
+
 def test_a_record_with_a_command_in_hand_does_not_expire(table: Table) -> None:
     """Expiry leaves alone what the gathering group is about to write."""
     table.admit(A, 1)

@@ -120,8 +120,8 @@ MUTANTS = (
         "principal not compared",
         "an identity belongs to its principal",
         IDENTITIES,
-        '            if known.principal not in (principal, ""):\n                raise',
-        "            if False:\n                raise",
+        'if birth != known.birth or known.principal not in (principal, ""):',
+        "if birth != known.birth:",
     ),
     Mutant(
         "principal not stored",
@@ -136,6 +136,13 @@ MUTANTS = (
         IDENTITIES,
         "        if birth + self._expiry_ms < uptime_ms:\n",
         "        if False:\n",
+    ),
+    Mutant(
+        "birth of a record not compared",
+        "an id under another birth is another client",
+        IDENTITIES,
+        "if birth != known.birth or known.principal not in",
+        "if known.principal not in",
     ),
     Mutant(
         "birth told anew at each hello",

@@ -73,7 +73,11 @@ class Rogue:
         self.socket.principal = PRINCIPALS[1]
         self.socket.connect("sim://writer")
         self._client = world.new_id()
-        self._stolen: set[int] = set()
+        self._stolen: dict[int, bytes] = {}
+        self._forger: Dealer = world.context.socket(0)  # of the honest clients' own principal
+        self._forger.connect("sim://writer")
+        self._forged: set[int] = set()
+        self._seen: dict[bytes, tuple[int, int]] = {}
         self._welcome: Welcome | None = None
         self._leaver: Leaver | None = None
         self._ghost = world.new_id()
@@ -110,6 +114,7 @@ class Rogue:
                 self._garbage,
                 self._far_ahead,
                 self._steal,
+                self._forge,
             )
         )()
 
@@ -149,7 +154,7 @@ class Rogue:
         """
         Ask what became of a command of another principal, by its true birth.
 
-        Whoever lies about that may bar what is forgotten, as any number that nobody holds.
+        By that it is known or expired, unless it said goodbye to an earlier run.
         """
         records = [(key, value) for key, value in self.world.disk.records.items() if RECORDS.holds(key)]
         if records:
@@ -158,13 +163,35 @@ class Rogue:
             birth, *_, completed = protocol.unpack(value)[2:]
             if completed and client not in (self._client, self._ghost):
                 tag = self.world.tag()
-                self._stolen.add(tag)
+                self._stolen[tag] = client
                 self._send(Settle(tag, client, birth, completed[-1][0]))
+
+    def _forge(self) -> None:
+        """Ask as a client's own principal, by a younger birth, for what is known, or was before it expired."""
+        assert self._welcome is not None
+        for key, value in self.world.disk.records.items():
+            if RECORDS.holds(key):
+                birth, *_, completed = protocol.unpack(value)[2:]
+                for number, *_ in completed:
+                    self._seen[key.removeprefix(RECORDS.start)] = (birth, number)
+        self._forger.send(protocol.encode(Hello(1, 1, self._client, "forger")))
+        if self._seen:
+            client = self.world.rng.choice(list(self._seen))
+            birth, number = self._seen[client]
+            forged = max(birth + 1, self._welcome.uptime_ms)
+            tag = self.world.tag()
+            self._forged.add(tag)
+            self._forger.send(protocol.encode(Settle(tag, client, forged, number)))
 
     def _garbage(self) -> None:
         self.socket.send(self.world.rng.randbytes(self.world.rng.randint(0, 9)))
 
     def _listen(self) -> None:
+        for message in received(self._forger):
+            if isinstance(message, Settled) and message.tag in self._forged:
+                told = message.payload[0] if message.outcome != Outcome.DONE else "done"
+                honest = told in {Code.IDENTITY, Code.EXPIRED, Code.BARRED}
+                self.world.checker.that(honest, "an outcome is told by its client's true birth only", told)
         for message in received(self.socket):
             if isinstance(message, Welcome):
                 self._welcome = message
@@ -172,7 +199,9 @@ class Rogue:
                 self._welcome = None
             elif isinstance(message, Settled) and message.tag in self._stolen:
                 told = message.payload[0] if message.outcome != Outcome.DONE else "done"
-                honest = told in {Code.IDENTITY, Code.EXPIRED}
+                # What said goodbye meanwhile, to an earlier run, is a number that nobody holds.
+                gone = told == Code.BARRED and self.world.checker.dropped(self._stolen[message.tag])
+                honest = told in {Code.IDENTITY, Code.EXPIRED} or gone
                 self.world.checker.that(honest, "an outcome is told to its own principal only", told)
             elif isinstance(message, Replies):
                 for reply in message.replies:
