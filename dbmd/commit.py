@@ -153,7 +153,7 @@ class GroupCommit:
         if not grant.role.has(Right.WRITE):
             # Whoever may write nothing leaves no record either. An earlier copy may have had the right.
             reply = Reply(number, attempt, Outcome.REFUSED, False, (str(Code.RIGHT), grant.role.lack(Right.WRITE)), 0)  # noqa: FBT003
-            return Told(ticket, client, reply, _named(command.body), (), number)
+            return Told(ticket, client, reply, _named(command.body, self._limits), (), number)
         digest = digest_of(command.body)
         try:
             known = self.identities.look_up(
@@ -162,7 +162,7 @@ class GroupCommit:
         except RefusedError as error:
             outcome = _OUTCOMES.get(error.code, Outcome.FAILED)
             reply = Reply(number, attempt, outcome, False, (str(error.code), error.text), 0)  # noqa: FBT003
-            return Told(ticket, client, reply, _named(command.body), (), number)
+            return Told(ticket, client, reply, _named(command.body, self._limits), (), number)
         if isinstance(known, InHand):
             admitted = self._admitted[client, number]
             if attempt >= admitted.attempt:
@@ -170,12 +170,12 @@ class GroupCommit:
             return None
         if known is not None:
             reply = Reply(number, attempt, known.outcome, True, known.payload, known.group)  # noqa: FBT003
-            return Told(ticket, client, reply, _named(command.body), (), number)
+            return Told(ticket, client, reply, _named(command.body, self._limits), (), number)
         if command.deadline_ms <= clock_ms:
             # It bars by itself: every copy carries the same deadline, at which its caller gave it up.
             text = f"the deadline passed {clock_ms - command.deadline_ms} ms before the command was admitted"
             reply = Reply(number, attempt, Outcome.FAILED, False, (str(Code.DEADLINE), text), 0)  # noqa: FBT003
-            return Told(ticket, client, reply, _named(command.body), (), number)
+            return Told(ticket, client, reply, _named(command.body, self._limits), (), number)
         return self._take(ticket, frame, command, digest, grant)
 
     def _take(self, ticket: Any, frame: Commands, command: Command, digest: bytes, grant: Grant) -> Told | None:  # noqa: ANN401
@@ -219,7 +219,7 @@ class GroupCommit:
     def _effect(self, body: bytes, role: Role) -> tuple[Operation, tuple[Any, ...], Effect]:
         """Return the effect of an untrusted body; raises ``_Refusal``."""
         try:
-            name, arguments = protocol.unpack_body(body)
+            name, arguments = protocol.unpack_body(body, self._limits.request_items_max)
         except ProtocolError as error:
             raise _Refusal(Outcome.REFUSED, error.code, str(error)) from None
         operation = operations.REGISTRY.get(name)
@@ -327,10 +327,10 @@ class GroupCommit:
             raise RuntimeError(message)
 
 
-def _named(body: bytes) -> Operation | None:
+def _named(body: bytes, limits: Limits) -> Operation | None:
     """Return the operation that an unchecked body names, for the log."""
     try:
-        return operations.REGISTRY.get(protocol.unpack_body(body)[0])
+        return operations.REGISTRY.get(protocol.unpack_body(body, limits.request_items_max)[0])
     except ProtocolError:
         return None
 

@@ -46,6 +46,11 @@ class Limits:
     disk_free_bytes_min: int = _limit(128 * MIB, 0, 1 << 40, "stores are refused below it: recovery must write a table")
     log_buffer_bytes_max: int = _limit(8 * MIB, 64 * KIB, 1024 * MIB, "log lines waiting for a sink that blocks")
 
+    @property
+    def request_items_max(self) -> int:
+        """Return what a large request's body may hold: a put is an array of two, and each may come to hold one more."""
+        return 4 * self.batch_keys_max + 1_000
+
     def tell(self) -> dict[str, int]:
         """Return name -> number, as the hello carries it."""
         return {each.name: getattr(self, each.name) for each in fields(self)}

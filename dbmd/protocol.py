@@ -33,6 +33,7 @@ from typing import Any, NamedTuple, TypeAlias, get_args
 
 import msgpack
 
+from dbmd import items
 from dbmd.shapes import ANY, KEYS, Declarations, ListOf, ShapeError, Shaper, TableOf
 
 VERSION_MIN = 1
@@ -41,10 +42,8 @@ CLIENT_ID_BYTES = 16
 PAGE_UNNUMBERED = -1  # a daemon from before pages had numbers sent it
 SMALL_BYTES_MAX = 4096  # what a frame of this size can unfold to hurts nobody
 MAP_BYTES_MIN = 64
-"""
-What a map takes in a frame, on the average, and what an empty ``dict`` takes in memory. The maps of this protocol
-name limits, endpoints and counts; without a bound, 16 MiB of empty maps, a byte each, unfold to more than 1 GiB.
-"""
+"""What a map takes in a frame, on the average, and an empty ``dict`` in memory. Here maps name limits and endpoints;
+without a bound 16 MiB of empty maps, a byte each, unfold to more than 1 GiB."""
 
 
 class Kind(IntEnum):
@@ -339,12 +338,14 @@ def pack(value: object) -> bytes:
     return msgpack.packb(value, use_bin_type=True)  # type: ignore[no-any-return]
 
 
-def unpack(data: bytes | memoryview) -> Any:  # noqa: ANN401 - whatever msgpack holds
+def unpack(data: bytes | memoryview, items_max: int | None = None) -> Any:  # noqa: ANN401 - whatever msgpack holds
     """
     Return what ``data`` holds, arrays as tuples; raises ``ProtocolError``.
 
-    Lengths are bounded by the data's size, depth by msgpack's stack, maps by ``MAP_BYTES_MIN``.
+    Lengths are bounded by the data's size, depth by msgpack's stack, maps by ``MAP_BYTES_MIN``, items by ``items_max``.
     """
+    if items_max is not None and len(data) > items.UNCOUNTED_BYTES_MAX and items.more_than(items_max, data):
+        raise ProtocolError(Code.MALFORMED, f"the frame holds more than {items_max} items")
     maps = _Maps(len(data)) if len(data) > SMALL_BYTES_MAX else None
     try:
         return msgpack.unpackb(data, object_hook=maps, **_STRICT)
@@ -360,9 +361,9 @@ def encode(message: Message) -> bytes:
     return pack((_KIND_OF[type(message)], *message))
 
 
-def decode(frame: bytes | memoryview) -> Message:
+def decode(frame: bytes | memoryview, items_max: int | None = None) -> Message:
     """Return the message in ``frame``; raises ``ProtocolError`` that names what was wrong."""
-    fields = unpack(frame)
+    fields = unpack(frame, items_max)
     if type(fields) is not tuple or not fields or type(fields[0]) is not int:
         raise ProtocolError(Code.MALFORMED, "a message is an array that begins with its kind")
     shaper = _SHAPERS.get(fields[0])
@@ -381,9 +382,9 @@ def pack_body(operation: str, arguments: tuple[object, ...]) -> bytes:
     return pack((operation, arguments))
 
 
-def unpack_body(body: bytes) -> tuple[str, tuple[object, ...]]:
+def unpack_body(body: bytes, items_max: int | None = None) -> tuple[str, tuple[object, ...]]:
     """Return operation and arguments; raises ``ProtocolError``."""
-    fields = unpack(body)
+    fields = unpack(body, items_max)
     if type(fields) is tuple and len(fields) == 2 and type(fields[0]) is str and type(fields[1]) is tuple:  # noqa: PLR2004
         return fields[0], fields[1]
     raise ProtocolError(Code.MALFORMED, "a body is an array of an operation's name and the array of its arguments")

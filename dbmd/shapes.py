@@ -15,6 +15,7 @@ ITEMS_MAX = 16_384
 Items in one list: four times the highest ``client_window``, and more than a client has threads that wait. Past it
 the work of one message would hold up everybody else's.
 """
+FRAME_ITEMS_MAX = 8 * ITEMS_MAX  # what a frame may hold: a command is an array of four, and may come to hold more
 
 
 class ListOf(NamedTuple):

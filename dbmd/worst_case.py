@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from pydantic import BaseModel
 
 from dbmd.config import PUBLIC_SOCKETS, SECTIONS, replies_queued_max
+from dbmd.items import ITEM_BYTES, UNCOUNTED_BYTES_MAX
 from dbmd.limits import KIB, MIB, REQUESTS_QUEUED_MAX, TURNS_GROUPS
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 OUTCOME_BYTES = 40  # what one settled outcome takes in memory
 UNFOLDED = 33  # bytes of memory for one of a request: an array of one small number is 2 bytes, and a tuple in a tuple
-BATCH_KEY_US = 3  # of the writer's time for one key of a batch, beside the disk's
+BATCH_KEY_US = 4  # of the writer's time for one key of a batch, beside the disk's
 
 
 def _size(number: int) -> str:
@@ -58,8 +59,14 @@ def _held_terms(config: Config) -> list[_Term]:
             ("write_buffer_bytes", config.database.write_buffer_bytes), ("", 2),
         )),
         _Term("the group in hand, up to the command that reaches its limit, and its WriteBatch", (group, ("", 2))),
-        _Term("a request of tiny items as each actor unpacks it, for a moment", (
-            ("sockets", PUBLIC_SOCKETS), ("message_bytes_max", limits.message_bytes_max), ("unfolded", UNFOLDED),
+        _Term("a request as each actor unpacks it, for a moment", (
+            ("sockets", PUBLIC_SOCKETS), ("message_bytes_max", limits.message_bytes_max),
+        )),
+        _Term("its items, which are counted", (
+            ("sockets", PUBLIC_SOCKETS), ("items", limits.request_items_max), ("bytes", ITEM_BYTES),
+        )),
+        _Term("or those of one too small to be counted", (
+            ("sockets", PUBLIC_SOCKETS), ("bytes", UNCOUNTED_BYTES_MAX), ("unfolded", UNFOLDED),
         )),
         _Term("commands in turn", (("groups", TURNS_GROUPS), ("group_bytes_max", limits.group_bytes_max))),
         _Term("pages of scans under way", (*pages, ("page_bytes_max", limits.page_bytes_max))),

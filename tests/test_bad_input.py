@@ -8,6 +8,7 @@ import secrets
 import socket
 import threading
 from contextlib import closing
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import pytest
@@ -15,6 +16,7 @@ import zmq
 
 from dbmd import protocol
 from dbmd.keyspaces import RESERVED
+from dbmd.limits import Limits
 from dbmd.protocol import (
     Answer,
     Answers,
@@ -42,11 +44,11 @@ from dbmd.protocol import (
 )
 from dbmd_client import Administration, AppointmentsDBM, LimitError
 from tests.crew_work import opened
+from tests.crowd import DEADLINE_MS, Raw
 from tests.daemon_process import DaemonProcess, private_runtime, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
     from types import TracebackType
 
 LIMITS = "[limits]\nmessage_bytes_max = 65536\nvalue_bytes_max = 32768\n"
@@ -529,3 +531,31 @@ def test_every_kind_is_told_of(daemon: DaemonProcess) -> None:
     with Peer(daemon.endpoint) as peer:
         error = peer.ask(pack((1_000,)))
         assert all(f"{kind.name.lower()} ({kind})" in error.text for kind in Kind)
+
+
+@pytest.mark.system
+def test_sixteen_megabytes_of_tiny_items_unfolded_to_half_a_gigabyte(tmp_path: Path, folder: Path) -> None:
+    """What the largest request may hold is counted before it is unpacked, as a frame and as a body, by every actor."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    items = (Limits().message_bytes_max - 500) // 2
+    tiny = b"\xdd" + items.to_bytes(4, "big") + b"\x91\x01" * items
+    body = protocol.pack(("raw_get", ()))[:-1] + tiny
+    with DaemonProcess(tmp_path / "data", endpoint=f"ipc://{folder}/s") as daemon:
+        writer, points = Raw(context, daemon.endpoint), Raw(context, f"{daemon.endpoint}.points")
+        before = peak_bytes(daemon.pid)
+        for peer, message in (
+            (writer, tiny),
+            (points, tiny),
+            (writer, protocol.encode(Commands(writer.client, 0, 1, [Command(1, 1, DEADLINE_MS, body)]))),
+            (points, protocol.encode(Queries([Query(1, DEADLINE_MS, body)]))),
+        ):
+            peer.socket.send(message)
+            assert "items" in str(peer.receive())
+        assert peak_bytes(daemon.pid) < before + 6 * Limits().message_bytes_max
+        context.destroy(0)
+
+
+def peak_bytes(pid: int) -> int:
+    """Return the most memory that a process ever had."""
+    status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024

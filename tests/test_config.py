@@ -11,10 +11,12 @@ from dataclasses import FrozenInstanceError, fields
 from pathlib import Path
 
 import pytest
+from msgpack import unpackb
 from pydantic import ValidationError
 
 from dbmd import config
 from dbmd.config import ConfigError, bounds, load
+from dbmd.items import ITEM_BYTES
 from dbmd.limits import Limits
 from dbmd.protocol import unpack
 from dbmd.worst_case import UNFOLDED, describe
@@ -339,8 +341,9 @@ def test_describe_shows_the_arithmetic_of_the_worst_case() -> None:
     assert "scans_max 256 x page_credit_max 4 x page_bytes_max 524288 = 512 MiB" in text
     assert "clients_remembered_max 10000 x client_window 256 x bytes 40 = 97.66 MiB" in text
     assert "log_buffer_bytes_max 8388608 = 8 MiB" in text
-    assert "sockets 3 x message_bytes_max 16777216 x unfolded 33 = 1.547 GiB" in text
-    assert "batch_keys_max 100000 x us 3 = 0.3 s" in text
+    assert "sockets 3 x items 401000 x bytes 80 = 91.78 MiB" in text
+    assert "sockets 3 x bytes 1048576 x unfolded 33 = 99 MiB" in text
+    assert "batch_keys_max 100000 x us 4 = 0.4 s" in text
     assert text.count("together: ") == 2
 
 
@@ -355,6 +358,31 @@ def test_a_request_unfolds_to_no_more_than_the_arithmetic_says() -> None:
     finally:
         tracemalloc.stop()
     assert UNFOLDED / 2 < most / len(frame) < UNFOLDED
+
+
+@pytest.mark.parametrize(
+    "item, holds",
+    [
+        (b"\x91\x01", 2),
+        (b"\xa2ab", 1),
+        (b"\xcd\x7f\xff", 1),
+        (b"\x81\xa1a\x01", 3),
+        (b"\x80", 1),
+        (b"\xcb1234567\x01", 1),
+    ],
+    ids=["array", "text", "number", "map", "empty map", "float"],
+)
+def test_an_item_takes_no_more_than_the_arithmetic_says(item: bytes, holds: int) -> None:
+    """Whatever items a counted request is of, they take up to so much memory each."""
+    count = 100_000
+    frame = b"\xdd" + count.to_bytes(4, "big") + item * count
+    tracemalloc.start()
+    try:
+        unpackb(frame, use_list=False)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < ITEM_BYTES * holds * count + len(frame)
 
 
 def test_the_unit_runs_the_daemon_as_the_reference_says() -> None:

@@ -47,3 +47,9 @@ def test_the_defaults_and_the_bounds_fit_together(pick: str) -> None:
     assert limits.key_bytes_max + limits.value_bytes_max + 4 * KIB <= limits.message_bytes_max
     assert limits.client_window <= shapes.ITEMS_MAX
     assert limits.message_bytes_max <= 256 * MIB
+
+
+def test_a_request_may_hold_the_largest_batch() -> None:
+    """Each put is an array of a key and a value, and there is room for what a later version adds."""
+    for keys in (1, 100_000, 1_000_000):
+        assert Limits(batch_keys_max=keys).request_items_max > 3 * keys + 3

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from dbmd import protocol
+from dbmd import items, protocol
 from dbmd.protocol import (
     Answer,
     Answers,
@@ -362,6 +362,19 @@ def test_maps_are_bounded_in_large_frames_alone() -> None:
     assert len(protocol.unpack(msgpack.packb([padding, *([{}] * most)]))) == most + 1
     with pytest.raises(ProtocolError, match=f"the frame holds more than {most} maps"):
         protocol.unpack(msgpack.packb([padding, *([{}] * (most + 1))]))
+
+
+def test_items_are_counted_in_the_largest_frames_alone() -> None:
+    """A frame of a mebibyte may hold any number of items, and one byte more only as many as it is allowed."""
+    padding = items.UNCOUNTED_BYTES_MAX - 10
+    most = 100
+    for size, holds in ((padding, 2 * most), (2 * padding, most - 2)):
+        assert len(protocol.unpack(msgpack.packb([bytes(size - holds), *([1] * holds)]), most)) == holds + 1
+    body = msgpack.packb(["raw_get", [bytes(2 * padding), *([1] * most)]])
+    frame = msgpack.packb([protocol.Kind.GOODBYE, bytes(2 * padding), *([1] * most)])
+    for refused in (lambda: protocol.unpack_body(body, most), lambda: protocol.decode(frame, most)):
+        with pytest.raises(ProtocolError, match=f"the frame holds more than {most} items"):
+            refused()
 
 
 @given(st.binary(min_size=1, max_size=50), st.integers(0, 2**63 - 1))

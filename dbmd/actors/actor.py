@@ -21,6 +21,7 @@ from dbmd.access import NOBODY, peer_of
 from dbmd.actors.refusals import Refusals
 from dbmd.identities import shown
 from dbmd.protocol import Code, Error, Hello, ProtocolError, Welcome
+from dbmd.shapes import FRAME_ITEMS_MAX
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -261,7 +262,7 @@ class Actor:
             if len(frames) != 1:
                 text = f"a message is one frame, not {len(frames)}"
                 raise ProtocolError(Code.MALFORMED, text)
-            message = protocol.decode(frames[0])
+            message = protocol.decode(frames[0], FRAME_ITEMS_MAX)
             if isinstance(message, Hello):
                 self._greet(route, message, sender)
                 return

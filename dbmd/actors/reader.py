@@ -177,7 +177,7 @@ class Reader(Actor):
 
     def _question(self, peer: Peer, body: bytes) -> tuple[Operation, tuple[Any, ...], Question]:
         """Return what an untrusted body asks; raises ``RefusedError`` and ``ProtocolError``."""
-        name, arguments = protocol.unpack_body(body)
+        name, arguments = protocol.unpack_body(body, self.nature.limits.request_items_max)
         operation = operations.REGISTRY.get(name)
         if operation is None or operation.verb.role != self.name:
             raise RefusedError(Code.OPERATION, f"{name!r} is not a query of the {self.name} reader")
