@@ -587,6 +587,26 @@ def test_costly_commands_of_one_do_not_keep_the_others_waiting(tmp_path: Path) -
         daemon.kill()
 
 
+def test_large_answers_to_one_do_not_keep_the_others_waiting(tmp_path: Path) -> None:
+    """A frame that asks a thousand times for the largest record there may be is answered a page a turn."""
+    with private_runtime(), DaemonProcess(tmp_path / "data", endpoint="tcp://127.0.0.1:*") as daemon:
+        with AppointmentsDBM(daemon.endpoint, timeout_s=60) as honest:
+            honest.db.put(b"large", b"x" * 4_000_000)
+            honest.db.put(b"small", b"y")
+            with Raw(daemon.endpoint, None, secrets.token_bytes(CLIENT_ID_BYTES)) as writer:
+                points = f"{daemon.endpoint.rpartition(':')[0]}:{writer.welcome.endpoints['points']}"
+            before = daemon.anonymous_bytes()
+            with Raw(points, None, secrets.token_bytes(CLIENT_ID_BYTES)) as attacker:
+                body = protocol.pack_body("raw_get", (b"large",))
+                attacker.send(Queries([Query(tag, 1 << 60, body) for tag in range(1_000)]))
+                assert attacker.socket.poll(ANSWER_MS_MAX)
+                started = time.monotonic()
+                assert honest.db.get(b"small") == b"y"
+                assert time.monotonic() - started < 3, "all of them take ten"
+                assert daemon.anonymous_bytes() - before < 128 << 20
+        daemon.kill()
+
+
 # --- What is sent ---
 
 

@@ -12,6 +12,7 @@ import time
 import traceback
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,9 +21,9 @@ import zmq
 from dbmd import protocol, rendezvous
 from dbmd.access import OPERATOR, Grant
 from dbmd.actors.actor import Nature, Origin, Peer
-from dbmd.actors.reader import Reader, Source
+from dbmd.actors.reader import LATER_MAX, Reader, Source
 from dbmd.limits import Limits
-from dbmd.protocol import Cancel, Credit, Queries, Query, ScanRequest, Welcome
+from dbmd.protocol import Cancel, Credit, Goodbye, Queries, Query, ScanRequest, Welcome
 from dbmd.storage import MemoryStore
 from dbmd_client import Administration, AppointmentsDBM, DbmdError, OpenError, SnapshotLostError
 from dbmd_client.link import Link, Waiter, now_ms
@@ -381,7 +382,36 @@ def test_answers_leave_in_frames_of_about_a_page(monkeypatch: pytest.MonkeyPatch
         peer = Peer(b"c" * 16, "client", "process", Origin("here"), Grant("uid:1", OPERATOR), "uid:1")
         body = protocol.pack_body("raw_get", (b"large",))
         reader.handle(b"route", peer, Queries([Query(tag, 1 << 60, body) for tag in range(7)]), 0)
-    assert [len(message.answers) for message in sent.messages] == [2, 2, 2, 1]
+        reader.handle(b"other", peer, Queries([Query(tag, 1 << 60, body) for tag in range(7, 9)]), 0)
+        assert [len(message.answers) for message in sent.messages] == [2, 2]  # the others' turn comes before the rest
+        assert reader.patience_ms() == 0
+        for _ in range(3):
+            reader.turn()
+        assert [len(message.answers) for message in sent.messages[2:]] == [2, 2, 1]
+        assert [answer.tag for message in sent.messages for answer in message.answers] == [0, 1, 7, 8, 2, 3, 4, 5, 6]
+        assert reader.patience_ms() > 0
+
+
+def test_queries_that_wait_end_with_their_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Past some that wait a connection is not heard; who says goodbye, or takes no answer, is not read for any more."""
+    store, sent = MemoryStore({b"large": b"x" * 100_000}), Sent()
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as socket:
+        nature = Nature(Limits(page_bytes_max=100_000), Quiet(), None, None, None, {})  # type: ignore[arg-type]
+        reader = Reader("points", socket, nature, Source(store, store.snapshot, lambda _question, _peer: {}))
+        monkeypatch.setattr(reader, "send", sent)
+        peer = Peer(b"c" * 16, "client", "process", Origin("here"), Grant("uid:1", OPERATOR), "uid:1")
+        queries = [Query(tag, 1 << 60, protocol.pack_body("raw_get", (b"large",))) for tag in range(LATER_MAX + 1)]
+        sender = SimpleNamespace(bytes=b"route")
+        reader.handle(b"route", peer, Queries(queries[:-1]), 0)
+        assert not reader.deaf(peer, sender)  # type: ignore[arg-type]
+        reader.handle(b"route", peer, Queries(queries[:2]), 0)
+        assert reader.deaf(peer, sender)  # type: ignore[arg-type]
+        assert not reader.deaf(peer, SimpleNamespace(bytes=b"other"))  # type: ignore[arg-type]
+        reader.handle(b"route", peer, Goodbye(peer.client), 0)
+        assert reader.patience_ms() > 0
+        monkeypatch.setattr(reader, "send", lambda *_: False)
+        reader.handle(b"route", peer, Queries(queries), 0)
+        assert not reader._later
 
 
 def test_a_call_under_way_takes_no_share_in_a_database_that_was_closed(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dbmd import operations, protocol
@@ -41,6 +42,7 @@ NOT_OPEN = "no such scan is open: it was cut, or a page of it could not be deliv
 
 FLUSH_MS = 20  # how long the log lines of queries wait for more: one write for many costs less than one for each
 LINES_MAX = 64
+LATER_MAX = 1_024  # queries of one connection that may wait before it is heard no more: a client has fewer threads
 QUESTIONS = (Get, Scan, Count, Status, Clients, Stop)
 
 
@@ -71,6 +73,7 @@ class Reader(Actor):
         self._source = source
         self._paging = Paging(nature.limits)
         self._asked: dict[tuple[bytes, int], _Asked] = {}
+        self._later: deque[tuple[bytes, Peer, list[Query], int]] = deque()
         self._lines = 0  # in the log, and not yet flushed
         self._flushed_ms = clock_ms()
 
@@ -81,12 +84,14 @@ class Reader(Actor):
 
     def patience_ms(self) -> int:
         """Return how long the next turn may wait: not at all while a page can be sent."""
-        return 0 if self._paging.ready else FLUSH_MS if self._lines else IDLE_MS
+        return 0 if self._paging.ready or self._later else FLUSH_MS if self._lines else IDLE_MS
 
     def turn(self) -> None:
-        """Take in what has come, send one page, look after the leases."""
+        """Take in what has come, send one page, answer a page's worth of what waits, look after the leases."""
         idle = not self._come
         self.drain(lambda: False)
+        if self._later:
+            self._answer_all(*self._later.popleft())
         send = self._paging.step()
         if send is not None:
             message = send.message
@@ -153,10 +158,14 @@ class Reader(Actor):
             self.send(route, awaited)
 
     def _answer_all(self, route: bytes, peer: Peer, queries: list[Query], arrived_us: int) -> None:
-        """Answer queries, in frames of about a page: one frame may ask for more than the memory holds."""
+        """
+        Answer queries, about a page's worth at once; those behind it wait for the others' turns.
+
+        One frame may ask for more than the memory holds, and for what would take minutes to send.
+        """
         told: list[tuple[Answer, _Asked]] = []
         size = 0
-        for query in queries:
+        for done, query in enumerate(queries, 1):
             answered = self._answer(route, peer, query, arrived_us)
             if answered is None:
                 continue
@@ -164,16 +173,26 @@ class Reader(Actor):
             payload = answered[0].payload
             size += len(payload) if isinstance(payload, bytes) else 0
             if size >= self.nature.limits.page_bytes_max:
-                self._tell(route, told)
-                told, size = [], 0
+                if self._tell(route, told) and done < len(queries):
+                    self._later.append((route, peer, queries[done:], arrived_us))
+                return  # who takes no answer is not read for: he asks again
         if told:
             self._tell(route, told)
 
-    def _tell(self, route: bytes, told: list[tuple[Answer, _Asked]]) -> None:
-        """Send answers in one frame, then log a line for each."""
-        self.send(route, Answers([answer for answer, _ in told]))
+    def deaf(self, peer: Peer | None, sender: zmq.Frame) -> bool:
+        """Say whether a message is dropped unread: also where as many queries of its connection wait as may."""
+        if self._later:
+            route = sender.bytes
+            if sum(len(waiting[2]) for waiting in self._later if waiting[0] == route) >= LATER_MAX:
+                return True
+        return super().deaf(peer, sender)
+
+    def _tell(self, route: bytes, told: list[tuple[Answer, _Asked]]) -> bool:
+        """Send answers in one frame, then log a line for each; ``False`` says that they were not taken."""
+        sent = self.send(route, Answers([answer for answer, _ in told]))
         for answer, asked in told:
             self._note(answer, asked)
+        return sent
 
     def _question(self, peer: Peer, body: bytes) -> tuple[Operation, tuple[Any, ...], Question]:
         """Return what an untrusted body asks; raises ``RefusedError`` and ``ProtocolError``."""
@@ -262,6 +281,7 @@ class Reader(Actor):
     def forget(self, route: bytes) -> None:
         """Forget a connection and close its snapshots."""
         super().forget(route)
+        self._later = deque(waiting for waiting in self._later if waiting[0] != route)
         self._drop(route)
 
     def _drop(self, route: bytes) -> None:
