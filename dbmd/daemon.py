@@ -75,6 +75,7 @@ class Daemon:
         self._signals: set[int] = set()
         self._signalled, self._signalling = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._endpoint_lock: FileLock | None = None
+        self._users: FileLock | None = None  # once the last user has left
         self.endpoint = ""
 
     # --- Start ---
@@ -284,7 +285,9 @@ class Daemon:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, watched)  # whoever started us may have blocked them
 
     def _leave_when_alone(self) -> None:
-        rendezvous.UsersLock(self._serving.place).wait_until_alone()
+        users = rendezvous.UsersLock(self._serving.place)
+        users.wait_until_alone()
+        self._users = users
         self._end()
 
     def _wait(self) -> None:
@@ -324,13 +327,16 @@ class Daemon:
             if not actor.join(max(0.1, deadline - time.monotonic())) or self._deaths:
                 self._logger.critical("an actor does not end", actor=actor.name, waited_s=PARK_S)
                 return self._die()
-        self._store.close()
-        self._doors.context.term()
+        self._doors.context.term()  # which waits up to a second for those who do not read
         self._doors.unlink()
+        self._release_endpoint()
+        # Behind LOCK nothing is left to do that anybody waits for, so a daemon that is frozen there holds up nobody.
+        self._store.close()
+        if self._users is not None:
+            self._users.release()
+        self._serving.release()
         self._logger.info("stopped", groups=self._writer.counts["groups"], commands=self._writer.counts["commands"])
         self.log.close()
-        self._release_endpoint()
-        self._serving.release()
         return 0
 
     def _release_endpoint(self) -> None:

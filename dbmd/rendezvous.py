@@ -11,8 +11,8 @@ exclusively by a leaving daemon; ``.turn`` is locked by one opener or closer at 
 
 1. Liveness is the lock on ``.serving``, which the kernel drops, never a pid, which is used again.
 2. A daemon announces itself, takes LOCK of the database, then ``.serving``, then binds, then publishes
-   its entry. It withdraws the entry first and drops ``.serving`` last, when LOCK is free: that is what
-   closers and openers wait for.
+   its entry. It withdraws the entry first, and drops ``.users`` and ``.serving`` last, at once when LOCK is free: that
+   is what closers and openers wait for, and a daemon that is frozen behind it is nobody's concern.
 3. Only a leaving daemon keeps ``.users`` exclusively, and it never waits for ``.turn``: whoever has the turn may wait.
 4. A lock file is unlinked only under all locks of its stem; who takes a lock checks that the path still leads to it.
 5. A client that is frozen stops nobody: to look is to take nothing, ``.users`` is only shared by clients, and nobody

@@ -425,6 +425,23 @@ def test_frozen_daemon_costs_an_opener_its_deadline_once(database: str) -> None:
     until(lambda: opens_in_place(database))
 
 
+def test_a_daemon_frozen_behind_its_end_held_up_its_database(database: str, folder: str) -> None:
+    """Once it has dropped LOCK a daemon does nothing for anybody else, and the next one is started beside it."""
+    opening = Opening.resolve(database, soon())
+    place, pid = rendezvous.place_for(database, folder), daemon_of(database).pid
+    opening.close(time.monotonic())
+    try:
+        until(lambda: not rendezvous.alive(place))
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGSTOP)
+        again = Opening.resolve(database, soon())
+        assert daemon_of(database).pid != pid
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+    again.close(soon())
+
+
 def test_forked_child_has_a_share_of_its_own(database: str) -> None:
     """A forked child keeps the daemon after its parent's close, from its first question on, until its own end."""
     opening = Opening.resolve(database, soon())
