@@ -49,6 +49,11 @@ if TYPE_CHECKING:
 PARK_S = 5.0  # a reader that has not parked by then is stuck inside LevelDB: closing beside it is a crash
 DESCRIPTORS_OWN = 128  # standard streams, LevelDB's LOG, LOCK and MANIFEST, libzmq's own, the log, the rendezvous
 DESCRIPTORS_LEVELDB = 1_000  # LevelDB's max_open_files by default
+DESCRIPTORS_WANTED = 65_536
+"""
+Whoever reaches a socket holds one for up to 5 s before he is let in or not, and a process without any is lost: what we
+need ourselves would be used up by 4,200 connections. So many need more ports than one host has. The unit says the same.
+"""
 
 
 class StartError(Exception):
@@ -148,17 +153,20 @@ class Daemon:
         return str(error)
 
     def _raise_descriptors(self) -> None:
-        """Raise the soft limit: libzmq aborts the process when descriptors run out."""
+        """Raise the soft limit as far as may be: libzmq aborts the process when descriptors run out."""
         needed = DESCRIPTORS_OWN + DESCRIPTORS_LEVELDB + len(ROLES) * self._config.limits.clients_max
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if hard not in (resource.RLIM_INFINITY, -1) and hard < needed:
+        if hard != resource.RLIM_INFINITY and hard < needed:
             message = (
                 f"limits.clients_max = {self._config.limits.clients_max} takes {needed} descriptors, "
                 f"the hard limit of this process is {hard}: raise it (LimitNOFILE, ulimit -Hn) or lower clients_max"
             )
             raise StartError("config", message)
-        if soft < needed:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+        wanted = max(needed, DESCRIPTORS_WANTED)
+        if hard != resource.RLIM_INFINITY:
+            wanted = min(wanted, hard)
+        if soft != resource.RLIM_INFINITY and soft < wanted:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
     def _bind(self) -> None:
         wanted = self._config.serve.endpoint or f"ipc://{self._serving.place.socket_path}"

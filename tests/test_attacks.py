@@ -8,6 +8,7 @@ SECURITY.md says who would try them and where else the defence stands; what is d
 from __future__ import annotations
 
 import os
+import resource
 import secrets
 import select
 import socket
@@ -585,6 +586,41 @@ def test_costly_commands_of_one_do_not_keep_the_others_waiting(tmp_path: Path) -
             assert honest.store_watcher_appointment("a", {})
             assert time.monotonic() - started < 10 * one_s, "a turn of the attacker's, and some of this machine's"
         daemon.kill()
+
+
+LIMITED = """
+import os, resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (1_200, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+@pytest.fixture
+def many_descriptors() -> Iterator[None]:
+    """Let this process open some thousand sockets."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.usefixtures("many_descriptors")
+def test_connections_that_say_nothing_do_not_use_up_the_descriptors(tmp_path: Path) -> None:
+    """The daemon does not stay at a low soft limit: past that libzmq would abort it over ipc."""
+    (tmp_path / "dbmd.toml").write_text("[limits]\nclients_max = 10\n")
+    under = (sys.executable, "-c", LIMITED)
+    arguments = ("--config", str(tmp_path / "dbmd.toml"))
+    with private_runtime() as folder, ExitStack() as silent:
+        endpoint = f"ipc://{folder}/s"
+        with DaemonProcess(tmp_path / "data", endpoint=endpoint, arguments=arguments, under=under) as daemon:
+            before = daemon.descriptors()
+            crowd = [silent.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(1_500)]
+            for peer in crowd:
+                peer.connect(f"{folder}/s")
+            until(lambda: daemon.descriptors() > min(before + 1_300, 1_400), "them to be taken in")
+            with AppointmentsDBM(endpoint, timeout_s=20) as honest:
+                assert honest.store_watcher_appointment("a", {})
+            assert daemon.terminate() == 0
 
 
 def test_large_answers_to_one_do_not_keep_the_others_waiting(tmp_path: Path) -> None:
