@@ -64,12 +64,12 @@ def test_only_an_operator_stops_a_daemon_and_only_the_run_that_he_named(
                         with pytest.raises(RefusedError, match=f"right to administer, which the role {role} lacks"):
                             ask()
             monkeypatch.setenv("DBMD_KEYS", str(tmp_path / "rita.secret"))
-            refused = run_dbmd("stop", served.endpoint)
-            assert (refused.returncode, served.running) == (1, True)
+            refused = CliRunner().invoke(asking.stop, [served.endpoint])
+            assert (refused.exit_code, served.running) == (1, True)
             assert "which the role reader lacks" in refused.stderr
             monkeypatch.setenv("DBMD_KEYS", str(tmp_path / "olga.secret"))
-            stopped = run_dbmd("stop", served.endpoint)
-            assert (stopped.returncode, stopped.stderr) == (0, "")
+            stopped = CliRunner().invoke(asking.stop, [served.endpoint])
+            assert (stopped.exit_code, stopped.stderr) == (0, "")
             assert f"stopped: the daemon of {served.path} (pid " in stopped.stdout
             assert served.wait() == 0
             (said,) = [line for line in served.log_lines() if line["event"] == "stop asked for"]
@@ -100,6 +100,7 @@ def test_a_stop_by_path_waits_until_the_database_is_free(daemon: DaemonProcess) 
     assert (again.returncode, again.stderr) == (1, f"dbmd: no daemon serves {daemon.path}\n")
 
 
+@pytest.mark.system
 def test_a_daemon_that_was_started_on_demand_comes_again_with_the_next_call(tmp_path: Path) -> None:
     """A stop ends it like any other; whoever opened by path starts another, and loses nothing."""
     with private_runtime(), AppointmentsDBM(str(tmp_path / "data")) as database:
