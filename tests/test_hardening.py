@@ -92,6 +92,29 @@ def frozen(daemon: DaemonProcess) -> Iterator[None]:
         daemon.signal(signal.SIGCONT)
 
 
+@pytest.mark.parametrize(
+    "strikes",
+    [Link.close, lambda link: link._error(protocol.Error("malformed", "a frame of another thread's"))],
+    ids=["closed", "refused"],
+)
+def test_what_was_answered_was_called_never_sent(
+    strikes: Callable[[Link], None], daemon: DaemonProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call that was answered is done, though its link fails before its thread has taken the answer."""
+    leave = Link._leave
+
+    def late(link: Link, waiter: Waiter) -> None:
+        with link.lock:
+            strikes(link)
+        leave(link, waiter)
+
+    with AppointmentsDBM(daemon.endpoint) as manager:
+        assert manager.delete_watcher_appointment("answered")
+        monkeypatch.setattr(Link, "_leave", late)
+        assert manager.store_watcher_appointment("answered", {"n": 1})
+        monkeypatch.undo()
+
+
 def scans_open(endpoint: str) -> int:
     """Return how many scans the daemon holds open."""
     with Administration(endpoint) as administration:

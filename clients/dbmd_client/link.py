@@ -63,9 +63,10 @@ class Waiter:
         self._bell.acquire()
 
     def finish(self, value: Any) -> None:  # noqa: ANN401
-        """Settle it, and wake its thread."""
-        self.value = value
-        self.done = True
+        """Settle it, unless it is settled, and wake its thread: what was answered did not fail before it was taken."""
+        if not self.done:
+            self.value = value
+            self.done = True
         self.ring()
 
     def ring(self) -> None:
@@ -307,7 +308,7 @@ class Link:
             with self.lock:
                 self._waiters[waiter] = None
                 self.pump()
-                if self.closed and not waiter.done:
+                if self.closed:
                     waiter.finish(CLOSED)
             while not waiter.done:
                 now = now_ms()
