@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
@@ -23,6 +23,9 @@ Containers in each other that orjson is trusted with. It takes 1,024; ``json`` e
 frames, so a value between the two would be read here and refused there.
 """
 
+# As numbers: `in` finds them by memchr. One begins every escape; the other ``json`` escapes, and orjson does not.
+BACKSLASH, DELETE = 0x5C, 0x7F
+_NAMES = frozenset({str})
 _SCALARS = frozenset({str, int, bool, type(None)})
 
 
@@ -33,7 +36,33 @@ def encode(value: object) -> bytes:
     Raises what ``json.dumps`` raises: ``TypeError`` for what JSON can not say, ``ValueError`` for a circular
     value, ``RecursionError`` for one nested too deep. NaN and the infinities are written, as there.
     """
-    return json.dumps(value).encode("ascii")
+    return (_encode_flat(value) if type(value) is dict or type(value) is list else None) or json.dumps(value).encode()
+
+
+def _encode_flat(value: dict[Any, Any] | list[Any]) -> bytes | None:
+    """
+    Return a flat document, or a list, as ``json.dumps`` writes it, or ``None`` whenever that is in doubt.
+
+    orjson takes a tenth of the time, and differs in one way only where there is no float and nothing but plain
+    ASCII: it writes no space behind comma and colon. Where that many came to be as ``value`` has commas and colons of
+    its own, none stands in a string.
+    """
+    if type(value) is dict:
+        if not (_SCALARS.issuperset(map(type, value.values())) and _NAMES.issuperset(map(type, value))):
+            return None
+        spaces = 2 * len(value) - 1
+    else:
+        if not _SCALARS.issuperset(map(type, value)):
+            return None
+        spaces = len(value) - 1
+    try:
+        text = orjson.dumps(value)
+    except TypeError:  # an integer beyond 64 bits, or a lone surrogate
+        return None
+    if not text.isascii() or BACKSLASH in text or DELETE in text:
+        return None
+    spaced = text.replace(b",", b", ").replace(b":", b": ")
+    return spaced if len(spaced) == len(text) + spaces else None
 
 
 def decode(data: bytes | memoryview) -> object:
@@ -47,8 +76,9 @@ def decode(data: bytes | memoryview) -> object:
         value = orjson.loads(data)
     except ValueError:
         return _decode_slowly(data)
-    # What towers store is a flat dict; its own values spare the walk its first level.
-    return value if _exact(value.values() if isinstance(value, dict) else (value,)) else _decode_slowly(data)
+    # What towers store is a flat dict, or a list of strings.
+    values = value.values() if type(value) is dict else value if type(value) is list else (value,)
+    return value if _SCALARS.issuperset(map(type, values)) or _exact(values) else _decode_slowly(data)
 
 
 def _decode_slowly(data: bytes | memoryview) -> object:

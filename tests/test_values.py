@@ -37,6 +37,7 @@ DEEP = [
     b"[" * 1010 + b"]" * 1010, b"[" * 5000 + b"]" * 5000, b"[" * 20_000,
 ]  # fmt: skip
 
+PUNCTUATION = ',:"\\ ab\x7f/'
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.integers(-(2**70), 2**70) | st.floats() | st.text(),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=4),
@@ -94,6 +95,32 @@ def test_every_document_is_read_as_json_reads_it(data: bytes) -> None:
     """Whatever the bytes, decode and json.loads agree in value and type, also from a memoryview."""
     assert outcome(values.decode, data) == outcome(json.loads, data)
     assert outcome(values.decode, memoryview(data)) == outcome(json.loads, data)
+
+
+FLAT = st.dictionaries(
+    st.text(alphabet=PUNCTUATION, max_size=4) | st.text(max_size=4),
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.text(alphabet=PUNCTUATION) | st.text(max_size=6),
+    max_size=5,
+)
+
+
+@given(FLAT | st.lists(st.text(alphabet=PUNCTUATION) | st.integers(), max_size=5))
+def test_what_orjson_writes_of_a_flat_document_is_what_json_writes(value: object) -> None:
+    """Commas, colons, quotes and escapes in strings are never taken for the document's own."""
+    assert values.encode(value) == json.dumps(value).encode()
+
+
+def test_an_appointment_is_written_by_orjson(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The quick way is taken for what towers store, and its doubt for what only json may write."""
+    monkeypatch.setattr("dbmd.values.json.dumps", lambda _value: "json")
+    appointment = {"locator": "ab" * 16, "to_self_delay": 20, "user_id": None}
+    assert values.encode(appointment) == (
+        b'{"locator": "abababababababababababababababab", "to_self_delay": 20, "user_id": null}'
+    )
+    assert values.encode(["ab", "cd"]) == b'["ab", "cd"]'
+    doubtful: Any
+    for doubtful in ({"a": "b,c"}, {"a": 1.5}, {1: "a"}, {"a": 2**64}, {"a": "\x7f"}, {"a": "\\"}, {"a": []}, [[]], {}):
+        assert values.encode(doubtful) == b"json"
 
 
 @settings(deadline=None)
