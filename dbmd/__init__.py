@@ -5,7 +5,8 @@ Pure rooms, which read no clock and do no I/O:
 
 - ``limits``: every limit both sides share; ``storage``: what is asked of a store, and a memory store.
 - ``values``: JSON, exactly; ``keyspaces``: where keys belong.
-- ``protocol``: the wire; ``items``: what a frame holds, counted first; ``shapes``: untrusted values as declared.
+- ``protocol``: the wire; ``items``: what a frame holds, counted first; ``shapes``: untrusted values as declared, and
+  ``frequent``: the same, in line.
 - ``access``: who may enter, as whom, and what a role may touch.
 - ``effects``: what is done to a store; ``verbs``: the kinds of operation, caller's and store's half.
 - ``operations``: THE registry, one declaration per operation; ``manners``: how each behaves at its caller.

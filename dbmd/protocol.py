@@ -316,10 +316,6 @@ def _no_extension(code: int, data: bytes) -> Any:  # noqa: ANN401, ARG001 - msgp
     raise ProtocolError(Code.MALFORMED, f"extension type {code} is not part of the protocol")
 
 
-# A timestamp is an extension, too, but asks no hook.
-_STRICT: Any = {"raw": False, "use_list": False, "strict_map_key": True, "ext_hook": _no_extension, "max_ext_len": 0}
-
-
 class _Maps:
     """Hands on each map of a frame, and refuses a frame that is made of them."""
 
@@ -335,7 +331,7 @@ class _Maps:
 
 def pack(value: object) -> bytes:
     """Return ``value`` as msgpack."""
-    return msgpack.packb(value, use_bin_type=True)  # type: ignore[no-any-return]
+    return msgpack.Packer().pack(value)  # type: ignore[no-any-return]
 
 
 def unpack(data: bytes | memoryview, items_max: int | None = None) -> Any:  # noqa: ANN401 - whatever msgpack holds
@@ -347,8 +343,8 @@ def unpack(data: bytes | memoryview, items_max: int | None = None) -> Any:  # no
     if items_max is not None and len(data) > items.UNCOUNTED_BYTES_MAX and items.more_than(items_max, data):
         raise ProtocolError(Code.MALFORMED, f"the frame holds more than {items_max} items")
     maps = _Maps(len(data)) if len(data) > SMALL_BYTES_MAX else None
-    try:
-        return msgpack.unpackb(data, object_hook=maps, **_STRICT)
+    try:  # its keywords are spelt out, because to unpack them from a dict would double the price
+        return msgpack.unpackb(data, object_hook=maps, use_list=False, ext_hook=_no_extension, max_ext_len=0)
     except ProtocolError:
         raise
     except Exception as error:  # noqa: BLE001 - msgpack's own, ValueError, RecursionError, UnicodeDecodeError alike
@@ -363,7 +359,11 @@ def encode(message: Message) -> bytes:
 
 def decode(frame: bytes | memoryview, items_max: int | None = None) -> Message:
     """Return the message in ``frame``; raises ``ProtocolError`` that names what was wrong."""
-    fields = unpack(frame, items_max)
+    return built(unpack(frame, items_max))
+
+
+def built(fields: Any) -> Message:  # noqa: ANN401 - whatever was unpacked
+    """Return the message that unpacked fields are; raises ``ProtocolError``."""
     if type(fields) is not tuple or not fields or type(fields[0]) is not int:
         raise ProtocolError(Code.MALFORMED, "a message is an array that begins with its kind")
     shaper = _SHAPERS.get(fields[0])

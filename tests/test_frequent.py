@@ -1,0 +1,111 @@
+"""The four messages that come with every call: decoded in line, and never otherwise than by their declarations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from dbmd import frequent, protocol
+from dbmd.protocol import (
+    Answer,
+    Answers,
+    Command,
+    Commands,
+    Credit,
+    Kind,
+    Message,
+    ProtocolError,
+    Queries,
+    Query,
+    Replies,
+    Reply,
+)
+from dbmd.shapes import ITEMS_MAX, NUMBER_MAX
+
+EVERY_DAY: list[Message] = [
+    Queries([Query(1, 2, b"body"), Query(NUMBER_MAX, 0, b"")]),
+    Answers([Answer(1, 0, b"found"), Answer(2, 1, ("type", "wrong")), Answer(3, 0, None), Answer(4, 0, {"a": 1})]),
+    Commands(b"c" * 16, 5, 6, [Command(7, 1, 8, b"body"), Command(8, 2, NUMBER_MAX, b"")]),
+    Replies(b"c" * 16, [Reply(7, 1, 0, True, None, 9), Reply(8, 1, 2, False, ("busy", "full"), 0)]),  # noqa: FBT003 - as declared
+]
+numbers = st.sampled_from([0, 1, -1, NUMBER_MAX, NUMBER_MAX + 1, 2**64 - 1])
+anything = st.one_of(numbers, st.booleans(), st.none(), st.just(1.0), st.binary(max_size=3), st.text(max_size=3))
+FIELDS = {Kind.QUERIES: (1, 3), Kind.ANSWERS: (1, 3), Kind.COMMANDS: (4, 4), Kind.REPLIES: (2, 6)}
+
+
+def judged(decode: Any, frame: bytes) -> object:  # noqa: ANN401 - either decoder
+    """Return the message and its items' types, or the sentence that refuses it."""
+    try:
+        message = decode(frame)
+    except ProtocolError as refused:
+        return refused.code, str(refused)
+    items = [type(item) for field in message if isinstance(field, list) for item in field]
+    return type(message), message, items
+
+
+def both_alike(frame: bytes) -> None:
+    """Assert that the two decoders say the same."""
+    assert judged(frequent.decode, frame) == judged(protocol.decode, frame)
+
+
+@pytest.mark.parametrize("message", EVERY_DAY, ids=lambda message: type(message).__name__)
+def test_the_four_are_taken_in_line(message: Message, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What comes every day is not handed on to the declarations, and is what they would make of it."""
+    frame = protocol.encode(message)
+    both_alike(frame)
+    monkeypatch.setattr(protocol, "built", None)
+    assert frequent.decode(frame) == message
+
+
+@given(st.sampled_from(list(FIELDS)), st.data())
+def test_a_field_of_another_kind_is_judged_by_the_declarations(kind: Kind, data: st.DataObject) -> None:
+    """Whatever stands in the place of a field, of the message or of an item, both decoders say the same of it."""
+    outer, inner = FIELDS[kind]
+    item = st.lists(anything, min_size=inner - 1, max_size=inner + 1)
+    items = data.draw(st.lists(st.one_of(item, anything), max_size=3) | anything)
+    fields = data.draw(st.lists(anything, min_size=outer - 1, max_size=outer))
+    both_alike(protocol.pack((int(kind), *fields[: outer - 1], items, *fields[outer - 1 : -1])))
+    both_alike(protocol.pack((int(kind), *fields)))
+
+
+@given(st.sampled_from(EVERY_DAY), st.data(), anything)
+def test_one_changed_field_of_an_item_is_judged_by_the_declarations(
+    message: Message, data: st.DataObject, value: object
+) -> None:
+    """An item with one field replaced, missing or added is taken or refused by both alike."""
+    items: list[Any] = next(field for field in message if isinstance(field, list))
+    changed = list(data.draw(st.sampled_from(items)))
+    at = data.draw(st.integers(0, len(changed) - 1))
+    both_alike(protocol.encode(_with(message, [*changed[:at], value, *changed[at + 1 :]])))
+    both_alike(protocol.encode(_with(message, [*changed, value])))
+    both_alike(protocol.encode(_with(message, changed[:-1])))
+
+
+def _with(message: Message, item: list[Any]) -> Message:
+    shape: Any = type(message)
+    changed: Message = shape(*([item] if isinstance(field, list) else field for field in message))
+    return changed
+
+
+@given(st.binary(max_size=60))
+@example(b"")
+@example(b"\x90")
+@example(b"\x91\x08")
+@example(protocol.pack((True, ())))
+@example(protocol.pack((int(Kind.COMMANDS), b"c" * 16, -1, 0, ())))
+@example(protocol.pack((8.0, ())))
+@example(protocol.pack(((), ())))
+@example(protocol.encode(Credit(1, 2)))
+def test_any_other_frame_is_judged_by_the_declarations(frame: bytes) -> None:
+    """Other messages, and what is none, are taken or refused as if there were no other decoder."""
+    both_alike(frame)
+
+
+def test_a_list_may_be_as_long_as_declared_and_no_longer() -> None:
+    """The bound on items holds here, too."""
+    item = (1, 0, None)
+    for count in (ITEMS_MAX, ITEMS_MAX + 1):
+        both_alike(protocol.pack((int(Kind.ANSWERS), (item,) * count)))
