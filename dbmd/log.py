@@ -3,7 +3,7 @@ The daemon's log: structlog set-up, the one event schema, and a sink that never 
 
 Every line is one JSON object in ASCII (or one console line) and starts with these fields:
 
-``timestamp``   when the line was made: RFC 3339, UTC, microseconds, ``Z``
+``timestamp``   when the line was made, with others of its flush: RFC 3339, UTC, microseconds, ``Z``
 ``level``       debug, info, warning, error or critical
 ``component``   the actor or room that speaks
 ``event``       what happened, in constant words; ``operation`` for the lines below
@@ -34,7 +34,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import orjson
 import structlog
@@ -42,9 +42,18 @@ import structlog
 from dbmd.sink import Sink, open_file
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from structlog.typing import EventDict, FilteringBoundLogger, Processor
+
+Row: TypeAlias = tuple[
+    str, str, bytes | str | int, str, str, str | None, int | None, int | None, int, int | None, int, str | None
+]
+"""
+An operation's own fields, in this order: operation, the subject's name, the subject, outcome, client, identity, group,
+group_commands, queue_us, commit_us, total_us, reason. The subject's name is ``uuid``, ``locator`` or ``key``, and the
+subject the bytes or text of it; or ``keys``, and a count.
+"""
 
 STANDARD_ERROR = 2
 
@@ -164,9 +173,9 @@ class JsonRenderer:
             else {"timestamp": self.now(), "level": level, "component": component, "event": event, **event_dict}
         )
 
-    def operation(self, _logger: object, _level: str, event_dict: EventDict) -> bytes:
-        """Render the line of an operation, which travels as one argument: structlog copies each of them thrice."""
-        return self.line(event_dict["line"])
+    def operations(self, _logger: object, _level: str, events: EventDict) -> tuple[tuple[bytes, ...], dict[str, Any]]:
+        """Render the lines of operations, which travel as one argument: structlog copies each of them thrice."""
+        return tuple(map(self.line, events["lines"])), {}
 
     def line(self, fields: dict[str, Any]) -> bytes:
         """Render ``fields`` in their order, whatever they hold."""
@@ -200,11 +209,11 @@ class ConsoleRenderer(JsonRenderer):
 
 
 class _Lines:
-    """The logger structlog wraps: whatever the level, a finished line goes to one function."""
+    """The logger structlog wraps: whatever the level, finished lines go to one function."""
 
     __slots__ = ("critical", "debug", "error", "info", "warning")
 
-    def __init__(self, take: Callable[[bytes], None]) -> None:
+    def __init__(self, take: Callable[..., None]) -> None:
         self.debug = self.info = self.warning = self.error = self.critical = take
 
 
@@ -232,7 +241,7 @@ class Log:
         """Return a structlog logger bound to ``component``, for a daemon's events."""
         return self._bind(self._sink.append_now, self._renderer.event, component)
 
-    def _bind(self, take: Callable[[bytes], None], processor: Processor, component: str) -> FilteringBoundLogger:
+    def _bind(self, take: Callable[..., None], processor: Processor, component: str) -> FilteringBoundLogger:
         lazy = structlog.wrap_logger(
             _Lines(take),
             processors=[processor],
@@ -247,7 +256,7 @@ class Log:
 
     def _bind_operations(self, component: str) -> dict[str, tuple[Callable[..., Any], str] | None]:
         """Return outcome -> the method that logs it and its level, or ``None`` where that is not written."""
-        bound = self._bind(self._sink.append, self._renderer.operation, component)
+        bound = self._bind(self._sink.append, self._renderer.operations, component)
         methods: dict[str, tuple[Callable[..., Any], str] | None] = {}
         for outcome, level in LEVEL_OF_OUTCOME.items():
             written = bound.is_enabled_for(LEVELS[level])
@@ -255,54 +264,46 @@ class Log:
         self._operations[component] = methods
         return methods
 
-    def operation(  # noqa: PLR0913, PLR0917 - the schema's fields, positional: keywords would cost a tenth of the line
-        self,
-        component: str,
-        operation: str,
-        subject_name: str,
-        subject: bytes | str | int,
-        outcome: str,
-        client: str,
-        identity: str | None,
-        group: int | None,
-        group_commands: int | None,
-        queue_us: int,
-        commit_us: int | None,
-        total_us: int,
-        reason: str | None = None,
-        /,
-    ) -> None:
+    def operations(self, component: str, rows: Iterable[Row]) -> None:
         """
-        Log one operation; the module's docstring says what each argument is.
+        Log operations, a line each and all under one time; the module's docstring says what the fields are.
 
-        ``subject_name`` is ``uuid``, ``locator`` or ``key``, with the bytes or text of it, or ``keys`` with a
-        count. Any thread may call; the line waits for ``flush``.
+        Any thread may call; the lines wait for ``flush``. structlog is asked once for a run of them at one level: it
+        costs as much as a line does.
         """
         methods = self._operations.get(component) or self._bind_operations(component)
-        method = methods.get(outcome, methods["failed"])
-        if method is None:
-            return
-        log, level = method
-        log(
-            "operation",
-            line={
-                "timestamp": self._renderer.now(),
-                "level": level,
+        timestamp = self._renderer.now()
+        lines: list[dict[str, Any]] = []
+        log: Callable[..., Any] | None = None
+        for name, subject_name, subject, outcome, client, identity, group, commands, *times, reason in rows:
+            method = methods.get(outcome, methods["failed"])
+            if method is None:
+                continue
+            if method[0] is not log:
+                if log is not None:
+                    log("operation", lines=lines)
+                log, lines = method[0], []
+            line = {
+                "timestamp": timestamp,
+                "level": method[1],
                 "component": component,
                 "event": "operation",
-                "operation": operation,
+                "operation": name,
                 subject_name: subject if subject.__class__ is int else escape_key(subject),  # type: ignore[arg-type]
                 "outcome": outcome,
                 "client": client,
                 "identity": identity,
                 "group": group,
-                "group_commands": group_commands,
-                "queue_us": queue_us,
-                "commit_us": commit_us,
-                "total_us": total_us,
-                **({} if reason is None else {"reason": reason}),
-            },
-        )
+                "group_commands": commands,
+                "queue_us": times[0],
+                "commit_us": times[1],
+                "total_us": times[2],
+            }
+            if reason is not None:
+                line["reason"] = reason
+            lines.append(line)
+        if log is not None:
+            log("operation", lines=lines)
 
     def reopen(self) -> None:
         """

@@ -91,8 +91,20 @@ class Sink:
             self._thread = Thread(target=self._run, name="log-sink", daemon=True)
             self._thread.start()
 
-    def append(self, line: bytes) -> None:
-        """Keep ``line``, which ends in a line feed, for the next flush, or count it as dropped."""
+    def append(self, *lines: bytes) -> None:
+        """Keep ``lines``, each of which ends in a line feed, for the next flush, or count them as dropped."""
+        size = sum(map(len, lines))
+        with self._lock:
+            if not (self._closed or self._unsaid) and self._held_bytes + size <= self._buffer_bytes_max:
+                self._lines += lines
+                self._lines_count += len(lines)
+                self._held_bytes += size
+                return
+        for line in lines:
+            self._append(line)
+
+    def _append(self, line: bytes) -> None:
+        """Keep a line where not all have room."""
         if self._direct and self._held_bytes + len(line) > self._buffer_bytes_max:
             self.flush()  # A file takes them: nothing needs to be dropped between two flushes.
         with self._lock:

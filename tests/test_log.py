@@ -86,8 +86,10 @@ def operate(log: Log, **changed: Any) -> None:  # noqa: ANN401 - the arguments h
         "queue_us": 10,
         "commit_us": 170,
         "total_us": 200,
+        "reason": None,
     } | changed
-    log.operation(*fields.values())  # type: ignore[arg-type]
+    component, *row = fields.values()
+    log.operations(str(component), [tuple(row)])  # type: ignore[list-item]
 
 
 class Pipe:
