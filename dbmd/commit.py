@@ -70,15 +70,21 @@ class Sealed(NamedTuple):
 class _Admitted:
     """A command in the gathering group, and everyone who is to be told of it."""
 
-    __slots__ = ("arguments", "askers", "attempt", "completion", "number", "operation", "ticket")
+    __slots__ = ("arguments", "askers", "attempt", "completion", "operation", "ticket")
 
-    def __init__(self, ticket: Any, number: int, attempt: int, completion: Completion) -> None:  # noqa: ANN401
+    def __init__(
+        self,
+        ticket: Any,  # noqa: ANN401
+        attempt: int,
+        completion: Completion,
+        operation: Operation | None = None,
+        arguments: tuple[Any, ...] = (),
+    ) -> None:
         self.ticket = ticket
-        self.number = number
         self.attempt = attempt
         self.completion = completion
-        self.operation: Operation | None = None
-        self.arguments: tuple[Any, ...] = ()
+        self.operation = operation
+        self.arguments = arguments
         self.askers: list[tuple[Any, int]] = []
 
 
@@ -197,9 +203,10 @@ class GroupCommit:
             if command.attempt == 1:
                 reply = Reply(command.number, 1, outcome, False, payload, 0)  # noqa: FBT003
                 return Told(ticket, frame.client, reply, operation, arguments, command.number)
-        self._hold(ticket, frame, command, Completion(outcome, payload, digest, self.sequence + 1), grant.principal)
-        admitted = self._admitted[frame.client, command.number]
-        admitted.operation, admitted.arguments = operation, arguments
+        client, number = frame.client, command.number
+        end = Completion(outcome, payload, digest, self.sequence + 1)
+        self.identities.admit(client, frame.birth, frame.floor, number, end, self.uptime_ms, grant.principal)
+        self._admitted[client, number] = _Admitted(ticket, command.attempt, end, operation, arguments)
         self._bytes += size
         return None
 
@@ -210,11 +217,6 @@ class GroupCommit:
             self._written[write.key] = write
             size += len(write.key) + (len(write.value) if isinstance(write, Put) else 0)
         return size
-
-    def _hold(self, ticket: Any, frame: Commands, command: Command, completion: Completion, principal: str) -> None:  # noqa: ANN401
-        client, number = frame.client, command.number
-        self.identities.admit(client, frame.birth, frame.floor, number, completion, self.uptime_ms, principal)
-        self._admitted[client, number] = _Admitted(ticket, number, command.attempt, completion)
 
     def _effect(self, body: bytes, role: Role) -> tuple[Operation, tuple[Any, ...], Effect]:
         """Return the effect of an untrusted body; raises ``_Refusal``."""
@@ -265,7 +267,7 @@ class GroupCommit:
             payload = (str(Code.BARRED), "not applied, and never will be")
             completion = Completion(Outcome.FAILED, payload, BARRED, self.sequence + 1)
             self.identities.admit(ask.client, ask.birth, floor, ask.number, completion, self.uptime_ms, principal)
-            self._admitted[ask.client, ask.number] = _Admitted(None, ask.number, 0, completion)
+            self._admitted[ask.client, ask.number] = _Admitted(None, 0, completion)
         self._admitted[ask.client, ask.number].askers.append((ticket, ask.tag))
         return None
 

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from collections import Counter
 from functools import lru_cache
-from hashlib import blake2b
+from hashlib import blake2b, sha256
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from dbmd import protocol
@@ -50,7 +50,7 @@ BARRED = b""  # the digest of a number that no command was admitted under
 
 def digest_of(body: bytes) -> bytes:
     """Return what tells one command from another under the same number."""
-    return blake2b(body, digest_size=DIGEST_BYTES).digest()
+    return sha256(body).digest()[:DIGEST_BYTES]  # a processor's own, where it has one: a third of blake2b's time
 
 
 @lru_cache(SHOWN_MAX)
@@ -195,21 +195,16 @@ class Identities:
         if known is None:
             known = self._clients[client] = _Client(principal, birth, uptime_ms, floor)
             self._of[principal] += 1
+        elif floor > known.floor:
+            known.floor = floor
+            for below in [each for each in known.completed if each < floor]:
+                del known.completed[below]
         self._forgotten.discard(client)
-        self.raise_floor(client, floor)
         known.in_hand[number] = completion
         # Where the birth is ahead, the record must outlive what `_check_new` would take for new. No
         # honest birth is ahead by more than the uptime that a crash can lose, and the expiry covers that.
         known.touched_ms = max(uptime_ms, min(birth, uptime_ms + self._expiry_ms))
         self._touched.add(client)
-
-    def raise_floor(self, client: bytes, floor: int) -> None:
-        """Give up what lies below ``floor``; it is stored with the client's next command."""
-        known = self._clients.get(client)
-        if known is not None and floor > known.floor:
-            known.floor = floor
-            for number in [number for number in known.completed if number < floor]:
-                del known.completed[number]
 
     def forget(self, client: bytes, principal: str) -> None:
         """
@@ -267,12 +262,10 @@ class Identities:
 
 
 def _written(known: _Client) -> bytes:
-    completed = [
-        (number, *completion)
-        for number, completion in sorted((known.completed | known.in_hand).items())
-        if number >= known.floor
-    ]
-    return protocol.pack((RECORD_FORMAT, known.principal, known.birth, known.touched_ms, known.floor, completed))
+    floor = known.floor
+    ends = sorted(known.completed.items()) + sorted(known.in_hand.items())  # a number is in one of the two
+    completed = [(number, *end) for number, end in ends if number >= floor]
+    return protocol.pack((RECORD_FORMAT, known.principal, known.birth, known.touched_ms, floor, completed))
 
 
 def read_record(key: bytes, value: bytes) -> _Client:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
+from dbmd.identities import shown
 from dbmd.paging import CorruptRecordError, Received
 from dbmd.protocol import Code, Outcome
 
@@ -24,11 +25,17 @@ RAISES: Final = object()
 
 
 class Result(NamedTuple):
-    """What a channel brings back: done or refused, with its payload and the request's identity for the log."""
+    """What a channel brings back: done or refused, with its payload, and whose which request it was."""
 
-    outcome: Outcome
+    outcome: int
     payload: Any
-    identity: str
+    client: bytes
+    number: str
+
+    @property
+    def identity(self) -> str:
+        """Return the request's identity as both sides log it."""
+        return f"{shown(self.client)}-{self.number}"
 
 
 class Channel(Protocol):

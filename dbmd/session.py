@@ -238,10 +238,12 @@ class Session:
 
     def renew(self, now_ms: int) -> bool:
         """Take a new id after half the expiry, when nobody waits for anything; the driver says hello again."""
-        if self.birth is None or not self._expiry_ms or any(call.waited_for for call in self._calls.values()):
+        if self.birth is None or not self._expiry_ms:
             return False
         # A birth ahead of the uptime is another database's, or of a run whose last hour was lost.
         if abs(now_ms + self._uptime_offset_ms - self.birth) <= self._expiry_ms // 2:
+            return False
+        if any(call.waited_for for call in self._calls.values()):
             return False
         self.client = self._new_id()
         self.birth = None

@@ -11,7 +11,6 @@ from dbmd import protocol
 from dbmd.access import OPERATOR, Grant
 from dbmd.commit import GroupCommit
 from dbmd.effects import Count, Get, Scan
-from dbmd.identities import shown
 from dbmd.limits import Limits
 from dbmd.manners import Result
 from dbmd.paging import Paging, Received
@@ -73,19 +72,19 @@ class InProcess:
             told = self.core.committed()[0]
         reply = told.answer
         assert isinstance(reply, Reply)
-        return Result(Outcome(reply.outcome), reply.payload, f"{shown(self.client)}-{self._number}")
+        return Result(reply.outcome, reply.payload, self.client, str(self._number))
 
     def _query(self, operation: Operation, body: bytes) -> Result:
         name, arguments = protocol.unpack_body(body)
         question = operation.verb.effect(arguments, self.limits)
         assert name == operation.name
         if isinstance(question, Get):
-            return Result(Outcome.DONE, question.evaluate(self.store), "me-q1")
+            return Result(Outcome.DONE, question.evaluate(self.store), self.client, "q1")
         assert isinstance(question, Count)
         self.paging.open("me", 0, question, self.store.snapshot(), 1, 0, self._now())
         while (send := self.paging.step()) is None:
             continue
-        return Result(Outcome.DONE, send.message.answers[0].payload, "me-q1")  # type: ignore[union-attr]
+        return Result(Outcome.DONE, send.message.answers[0].payload, self.client, "q1")  # type: ignore[union-attr]
 
     def pages(self, operation: Operation, arguments: tuple[object, ...], *, again: bool) -> Iterator[Received | None]:  # noqa: ARG002
         """Carry a scan, a page at a time, through the wire's own codec."""

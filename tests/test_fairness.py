@@ -10,6 +10,7 @@ import pytest
 import zmq
 
 from dbmd import protocol
+from dbmd.actors import actor as actor_room
 from dbmd.actors import writer as writer_room
 from dbmd.protocol import Command, Commands, Outcome
 from dbmd.turns import Turns
@@ -18,6 +19,7 @@ from tests.crowd import DEADLINE_MS, STORES_MIN, VALUE, Crowd, Raw
 from tests.daemon_process import DaemonProcess
 from tests.powercut.library import Library, compiler, leave_nothing
 from tests.simulation.fairness import Crowd as SimulatedCrowd
+from tests.simulation.network import CALLS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -47,6 +49,8 @@ STORES_FEW = 3_000  # of the greedy one, where a broken rule need only be seen
 def timeless(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the writer yield no time for a larger group: there is none in a simulation."""
     monkeypatch.setattr(writer_room, "GATHER_US", 0)
+    for name, each in CALLS.items():
+        monkeypatch.setattr(actor_room, name, each)
 
 
 @pytest.mark.usefixtures("timeless")

@@ -143,7 +143,7 @@ class Quiet:
         """Return what takes every line."""
         return self
 
-    def operation(self, *_: object) -> None:
+    def operations(self, *_: object) -> None:
         """Say nothing."""
 
     def flush(self) -> None:
@@ -386,7 +386,7 @@ def test_a_count_that_is_asked_again_goes_on(monkeypatch: pytest.MonkeyPatch) ->
         nature = Nature(Limits(), Quiet(), None, None, None, {})  # type: ignore[arg-type]
         reader = Reader("scans", socket, nature, Source(store, store.snapshot, lambda _question, _peer: {}))
         monkeypatch.setattr(reader, "send", sent)
-        peer = Peer(b"c" * 16, "client", "process", Origin("here"), Grant("uid:1", OPERATOR), "uid:1")
+        peer = Peer(b"c" * 16, "client", "process", Origin("here"), Grant("uid:1", OPERATOR), "uid:1", None)
         query = Query(1, 1 << 60, protocol.pack_body("count_records", ()))
         for _ in range(6):
             reader.handle(b"route", peer, Queries([query]), 0)
@@ -402,7 +402,7 @@ def test_answers_leave_in_frames_of_about_a_page(monkeypatch: pytest.MonkeyPatch
         nature = Nature(Limits(page_bytes_max=150_000), Quiet(), None, None, None, {})  # type: ignore[arg-type]
         reader = Reader("points", socket, nature, Source(store, store.snapshot, lambda _question, _peer: {}))
         monkeypatch.setattr(reader, "send", sent)
-        peer = Peer(b"c" * 16, "client", "process", Origin("here"), Grant("uid:1", OPERATOR), "uid:1")
+        peer = Peer(b"c" * 16, "client", "process", Origin("here"), Grant("uid:1", OPERATOR), "uid:1", None)
         body = protocol.pack_body("raw_get", (b"large",))
         reader.handle(b"route", peer, Queries([Query(tag, 1 << 60, body) for tag in range(7)]), 0)
         reader.handle(b"other", peer, Queries([Query(tag, 1 << 60, body) for tag in range(7, 9)]), 0)

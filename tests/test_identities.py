@@ -170,12 +170,6 @@ def test_a_floor_never_falls(table: Table) -> None:
     assert table.code(A, 2) == Code.EXPIRED
 
 
-def test_raising_the_floor_of_nobody_is_nothing(table: Table) -> None:
-    """A floor for a client without a record makes none."""
-    table.table.raise_floor(A, 5)
-    assert len(table.table) == 0
-
-
 def test_a_record_is_one_put_and_stays_within_the_window(table: Table) -> None:
     """However many commands a client sends, its record is put once a group and holds no more than the window."""
     for number in range(1, 50):

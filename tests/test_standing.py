@@ -171,11 +171,11 @@ def test_a_list_of_clients_is_told_in_bounded_pages() -> None:
     """Each client is told once, in the order of the hashes, however many connections it has; a gone process is not."""
     grant = Grant("", WRITER)
     peers = {
-        b"%d" % number: Peer(b"", f"{number:04}", "p", Origin("tcp"), grant, "")
+        b"%d" % number: Peer(b"", f"{number:04}", "p", Origin("tcp"), grant, "", None)
         for number in range(CLIENTS_TOLD_MAX + 9)
     }
-    peers[b"gone"] = Peer(b"", "zz", "p", Origin("ipc", 0, 1 << 30), grant, "")
-    asker = Peer(b"", "0000", "me", Origin("tcp"), Grant("", OPERATOR), "")
+    peers[b"gone"] = Peer(b"", "zz", "p", Origin("ipc", 0, 1 << 30), grant, "", None)
+    asker = Peer(b"", "0000", "me", Origin("tcp"), Grant("", OPERATOR), "", None)
 
     def actor(name: str) -> Any:  # noqa: ANN401
         return SimpleNamespace(name=name, peers=dict(peers), heard_ms=lambda _route: clock_ms(), counts=Counter())

@@ -19,11 +19,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from dbmd import protocol
 from dbmd.effects import RefusedError as Refused
 from dbmd.effects import Scan
-from dbmd.identities import shown
 from dbmd.limits import Limits
 from dbmd.manners import Result
 from dbmd.paging import received
-from dbmd.protocol import Code, Credit, Error, Goodbye, Outcome, Page, ProtocolError, Settle, Settled
+from dbmd.protocol import Answer, Code, Credit, Error, Goodbye, Outcome, Page, ProtocolError, Settle, Settled
 from dbmd.session import Call
 from dbmd_client import errors
 from dbmd_client.endings import Patience, cause, failure, refusal, told
@@ -40,7 +39,8 @@ if TYPE_CHECKING:
     from dbmd_client.opening import Opening
 
 LASTING = frozenset({"missing", "foreign", "damaged", "unreadable"})  # why no daemon can serve a path: time mends none
-CHECKED_BYTES = 512  # bodies longer than this are checked against the limits before they are sent
+DONE, REFUSED = int(Outcome.DONE), int(Outcome.REFUSED)
+ANSWERED = (DONE, REFUSED)
 
 
 def describe_process() -> str:
@@ -98,6 +98,7 @@ class Channel:
 
     def _tell(self, welcome: Welcome) -> None:
         self.limits = Limits.told(welcome.limits)
+        self._checked_bytes = min(self.limits.key_bytes_max, self.limits.value_bytes_max)  # no shorter body is past one
         self._welcome = welcome
 
     def _sibling(self, role: str) -> str:
@@ -132,12 +133,18 @@ class Channel:
         body = self._body(operation, arguments)
         if operation.writes:
             return self._command(operation, body, deadline_ms)
-        return Patience(now_ms, deadline_ms).ask(lambda: self._query(operation, body, deadline_ms))
+        try:
+            return self._query(operation, body, deadline_ms)
+        except errors.BusyError:
+            patience = Patience(now_ms, deadline_ms)
+            if not patience.wait():
+                raise
+            return patience.ask(lambda: self._query(operation, body, deadline_ms))
 
     def _body(self, operation: Operation, arguments: tuple[object, ...]) -> bytes:
         """Pack a request; what would be over a limit is refused here, by the check the daemon makes."""
         body = protocol.pack_body(operation.name, arguments)
-        if len(body) > CHECKED_BYTES:
+        if len(body) > self._checked_bytes:
             try:
                 operation.verb.effect(arguments, self.limits)
             except Refused as error:
@@ -169,9 +176,9 @@ class Channel:
             # Also when a signal handler raised: nobody waits any more, so nothing is sent again for it.
             with link.lock:
                 call = commands.forsake(waiter)
-        where = f"{operation.name} at {self.endpoint}"
         if isinstance(waiter.value, Call):
-            return self._ended(where, waiter.value)
+            return self._ended(operation, waiter.value)
+        where = f"{operation.name} at {self.endpoint}"
         why, code = cause(waiter.value) if waiter.done else self._late(link, "no final answer")
         if call is None:
             if link.greeting and not waiter.done:  # then only the window can have kept it back
@@ -181,11 +188,12 @@ class Channel:
         message = f"{where}: {why}; it may have happened: outcome({call.identity!r}) settles it"
         raise errors.UnknownOutcomeError(message, call.identity)
 
-    def _ended(self, where: str, call: Call) -> Result:
+    def _ended(self, operation: Operation, call: Call) -> Result:
         reply = call.reply
         assert reply is not None  # noqa: S101 - a settled call has one
-        if reply.outcome in (Outcome.DONE, Outcome.REFUSED):
-            return Result(Outcome(reply.outcome), reply.payload, f"{shown(call.client)}-{call.number}")
+        if reply.outcome in ANSWERED:
+            return Result(reply.outcome, reply.payload, call.client, str(call.number))
+        where = f"{operation.name} at {self.endpoint}"
         code, text = reply.payload
         if reply.outcome == Outcome.EXPIRED and call.attempt > 1:
             message = f"{where}: {text}; it may have happened, and nobody knows any more"
@@ -201,21 +209,23 @@ class Channel:
         try:
             self._await(link, waiter, deadline_ms)
         finally:
-            with link.lock:
-                asked.queries.pop(tag, None)
-        where = f"{operation.name} at {self.endpoint}"
-        if not waiter.done or isinstance(waiter.value, Error):
-            if waiter.done and waiter.value.code == Code.MALFORMED:
-                raise failure(f"{where}: {waiter.value.text}; nothing was changed", Code.MALFORMED)
-            why, why_code = cause(waiter.value) if waiter.done else self._late(link, "no answer")
-            raise failure(f"{where}: {why}; nothing was changed", why_code)
-        identity = f"{shown(self._commands.session.client)}-{role[0]}{tag}"
+            if tag in asked.queries:
+                with link.lock:
+                    asked.queries.pop(tag, None)
         answer = waiter.value
-        if answer.outcome == Outcome.DONE and type(answer.payload) not in operation.verb.payloads:
+        if type(answer) is Answer and (
+            answer.outcome == REFUSED or (answer.outcome == DONE and type(answer.payload) in operation.verb.payloads)
+        ):
+            return Result(answer.outcome, answer.payload, self._commands.session.client, f"{role[0]}{tag}")
+        where = f"{operation.name} at {self.endpoint}"
+        if not waiter.done or isinstance(answer, Error):
+            if waiter.done and answer.code == Code.MALFORMED:
+                raise failure(f"{where}: {answer.text}; nothing was changed", Code.MALFORMED)
+            why, why_code = cause(answer) if waiter.done else self._late(link, "no answer")
+            raise failure(f"{where}: {why}; nothing was changed", why_code)
+        if answer.outcome == DONE:
             found = type(answer.payload).__name__
             raise failure(f"{where}: the daemon answered with {found}; nothing was changed", Code.MALFORMED)
-        if answer.outcome in (Outcome.DONE, Outcome.REFUSED):
-            return Result(Outcome(answer.outcome), answer.payload, identity)
         code, text = answer.payload
         raise failure(f"{where}: {text}", code)
 

@@ -28,13 +28,14 @@ from dbmd.session import Call, Session
 from dbmd_client.link import Waiter, now_ms
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from dbmd.protocol import Answer, Message, Reply, Welcome
 
 OVERDUE_MS = 1_000  # a reply that takes longer may be lost: the command is sent again, ever more rarely
 FRAME_OVERHEAD_BYTES = 4_096  # room for what surrounds the bodies in one frame
 _OUTCOMES = frozenset(Outcome)
+DONE, FAILED = int(Outcome.DONE), int(Outcome.FAILED)
 
 
 def _new_id() -> bytes:
@@ -47,9 +48,9 @@ def _check(answer: Answer | Reply | Settled) -> None:
 
     Raises ``ProtocolError``, here and once, so that whoever takes the payload apart may trust it.
     """
-    name = type(answer).__name__.lower()
-    if answer.outcome == Outcome.DONE:
+    if answer.outcome == DONE:
         return
+    name = type(answer).__name__.lower()
     if answer.outcome not in _OUTCOMES:
         raise ProtocolError(Code.MALFORMED, f"{name}.outcome is {answer.outcome}, not 0 to {max(_OUTCOMES)}")
     payload = answer.payload
@@ -59,7 +60,7 @@ def _check(answer: Answer | Reply | Settled) -> None:
 
 def _astray(answer: Answer | Reply, deadline_ms: int) -> bool:
     """Say whether a deadline passed by the daemon's clock alone: its machine slept, and ours did not."""
-    return answer.outcome == Outcome.FAILED and answer.payload[0] == Code.DEADLINE and now_ms() < deadline_ms
+    return answer.outcome == FAILED and answer.payload[0] == Code.DEADLINE and now_ms() < deadline_ms
 
 
 class Commands:
@@ -90,7 +91,10 @@ class Commands:
         return None if call is None or self.session.give_up(call) else call
 
     def outgoing(self, now: int) -> Iterable[bytes]:
-        """Yield the frames that are due."""
+        """Return the frames that are due, to be sent one by one."""
+        return self._frames(now) if self.queue or self._due or self.session.unsent else ()
+
+    def _frames(self, now: int) -> Iterator[bytes]:
         while self.queue:
             body, deadline_ms, waiter = self.queue[0]
             call = self.session.begin(body, deadline_ms, waiter)
@@ -166,7 +170,10 @@ class Asked:
         return pages
 
     def outgoing(self, now: int) -> Iterable[bytes]:
-        """Yield the frames that are due; deadlines travel in the daemon's clock."""
+        """Return the frames that are due, to be sent one by one; deadlines travel in the daemon's clock."""
+        return self._frames(now) if self._due or self.abandoned or self._scans_due or self._pokes else ()
+
+    def _frames(self, now: int) -> Iterator[bytes]:
         if self._due:
             due = []
             for tag, query in self._due.items():
@@ -203,7 +210,7 @@ class Asked:
                     self.astray |= _astray(answer, query.deadline_ms)
                     waiter.finish(answer)
                 elif answer.tag in self.scans:
-                    if answer.outcome == Outcome.DONE:
+                    if answer.outcome == DONE:
                         raise ProtocolError(Code.MALFORMED, "a scan is done by its last page, not by an answer")
                     pages = self.scans.pop(answer.tag)
                     self.astray |= _astray(answer, pages.request.deadline_ms)

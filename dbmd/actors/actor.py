@@ -9,14 +9,18 @@ ROUTER drops silently unless told to speak, so every reply may be lost: it is co
 from __future__ import annotations
 
 import os
+import select
 import threading
 import time
-from collections import Counter, OrderedDict
+from collections import Counter
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import zmq
+from zmq import zmq_poll
+from zmq.backend import Socket as Backend
 
-from dbmd import protocol
+from dbmd import frequent, protocol
 from dbmd.access import NOBODY, peer_of
 from dbmd.actors.refusals import Refusals
 from dbmd.identities import shown
@@ -28,7 +32,7 @@ if TYPE_CHECKING:
 
     from dbmd.access import Grant
     from dbmd.limits import Limits
-    from dbmd.log import Log
+    from dbmd.log import Log, Row
 
 IDLE_MS = 1_000  # an idle actor wakes this often to look after leases
 SWEEP_MS = 10_000  # how often connections of processes that are gone are looked for: ROUTER tells of none
@@ -36,9 +40,12 @@ SWEEP_AGAIN_MS = 1_000  # where there is no room for another connection, it is l
 # What is not malformed, and yet not taken.
 UNTAKEN = {Code.HELLO: "ungreeted", Code.BUSY: "clients_refused", Code.RIGHT: "refused", Code.IDENTITY: "refused"}
 DRAIN_MESSAGES_MAX = 256  # messages taken in before the rest of the turn is done
+FLUSH_MS = 20  # how long the log lines of operations wait for more: one write of many costs less than one for each
+ROWS_MAX = 64
 
+_send = Backend.send  # what pyzmq's own method calls, for half the price
 # As plain numbers: pyzmq's enumerations cost a microsecond each time they are asked or joined.
-EVENTS, POLLIN = int(zmq.EVENTS), int(zmq.POLLIN)
+FD, POLLIN = int(zmq.FD), int(zmq.POLLIN)
 NOBLOCK, NOBLOCK_MORE = int(zmq.NOBLOCK), int(zmq.NOBLOCK | zmq.SNDMORE)
 
 
@@ -75,7 +82,7 @@ class Origin(NamedTuple):
 
 
 class Peer(NamedTuple):
-    """A connection that said hello to this run."""
+    """A connection that said hello to this run; ``sender`` tells its process from others."""
 
     client: bytes
     shown: str
@@ -83,6 +90,7 @@ class Peer(NamedTuple):
     origin: Origin
     grant: Grant
     user_id: str
+    sender: object
 
     def must_be(self, client: bytes) -> None:
         """Refuse a message about another client than the one that said hello."""
@@ -127,16 +135,20 @@ class Actor:
         """Take over a bound ROUTER, which from ``start`` on belongs to the thread alone."""
         self.nature = nature
         self.counts: Counter[str] = Counter()
-        self.peers: OrderedDict[bytes, Peer] = OrderedDict()
+        self.peers: dict[bytes, Peer] = {}
         self.turned_ms = self._swept_ms = clock_ms()
         self._heard_ms: dict[bytes, int] = {}
         self._refusals = Refusals()
         self._refused_bytes: Counter[Origin] = Counter()
         self._socket = socket
+        self._inbox = [(socket, POLLIN)]  # EVENTS costs four times as much
         self._logger = nature.log.logger(self.name)
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._stopping = threading.Event()
-        self._come = False  # the poll has seen a message
+        self._rows: list[Row] = []  # for the log, and not yet written
+        self._written_ms = 0
+        self._come = False  # a message is there, or what woke us looked like one
+        self._drained = False  # the socket was asked for messages and had none, and nothing was sent since
         self._thread = threading.Thread(target=self._live, name=f"dbmd {self.name}", daemon=True)
 
     # --- Any thread ---
@@ -159,20 +171,37 @@ class Actor:
 
     def _live(self) -> None:
         try:
-            poller = zmq.Poller()
-            poller.register(self._socket, zmq.POLLIN)
-            poller.register(self._wake, zmq.POLLIN)
+            sleep = select.poll()
+            mailbox = int(self._socket.get(FD))
+            sleep.register(mailbox, select.POLLIN)
+            sleep.register(self._wake, select.POLLIN)
             while not self._stopping.is_set():
-                events = poller.poll(self.patience_ms())
-                self._come = bool(events) and events[0][0] is self._socket
+                # The descriptor tells of changes only, and whatever is done to the socket may take that away.
+                self._come = not self._drained and bool(zmq_poll(self._inbox, 0))
+                if not self._come and (patience_ms := self.patience_ms()):
+                    self._come = (mailbox, select.POLLIN) in sleep.poll(FLUSH_MS if self._rows else patience_ms)
+                idle = not self._come
                 self.turn()
                 self.turned_ms = clock_ms()
+                if self._rows and (
+                    idle or len(self._rows) >= ROWS_MAX or self.turned_ms - self._written_ms >= FLUSH_MS
+                ):
+                    self._write_log()
                 if self.turned_ms - self._swept_ms >= SWEEP_MS:
                     self._sweep()
             self.park()
+            self._write_log()
             self._socket.close(linger=1_000)
         except BaseException as error:  # noqa: BLE001 - whatever it was, half a daemon must not go on
+            with suppress(Exception):
+                self._write_log()
             self.nature.died(self, error)
+
+    def _write_log(self) -> None:
+        """Write a line for each operation that was answered since the last time."""
+        rows, self._rows, self._written_ms = self._rows, [], self.turned_ms
+        self.nature.log.operations(self.name, rows)
+        self.nature.log.flush()
 
     def _sweep(self) -> None:
         """Forget the connections of processes that have ended, and with them their snapshots."""
@@ -202,12 +231,14 @@ class Actor:
                 self.forget(route)
         if clock_ms() - self._swept_ms >= SWEEP_AGAIN_MS:
             self._sweep()
-            newest = {(peer.client, peer.origin): route for route, peer in self.peers.items()}
+            heard = sorted(self.peers.items(), key=lambda known: self._heard_ms[known[0]])
+            newest = {(peer.client, peer.origin): route for route, peer in heard}
             for route in self.peers.keys() - newest.values():
                 self.forget(route)
-        silent = next((route for route, peer in self.peers.items() if peer.origin.pid is None), None)
-        if len(self.peers) >= most and silent is not None:
-            silent_ms = clock_ms() - self._heard_ms.get(silent, 0)
+        strangers = [route for route, peer in self.peers.items() if peer.origin.pid is None]
+        silent = min(strangers, key=self._heard_ms.__getitem__, default=None)
+        if silent is not None and len(self.peers) >= most:
+            silent_ms = clock_ms() - self._heard_ms[silent]
             if silent_ms > self.nature.limits.scan_lease_s_max * 1000:
                 self.forget(silent)
         if len(self.peers) >= most:
@@ -229,7 +260,11 @@ class Actor:
         """Take one message from a greeted peer; raises ``ProtocolError`` for one that is not for this actor."""
         raise NotImplementedError
 
-    def deaf(self, peer: Peer | None, sender: zmq.Frame) -> bool:
+    def sated(self) -> bool:
+        """Say whether as many messages were taken in as can be held."""
+        return False
+
+    def deaf(self, peer: Peer | None, frame: zmq.Frame) -> bool:
         """
         Say whether a message is dropped unread, as a network would: its process has had its share of this turn.
 
@@ -237,47 +272,56 @@ class Actor:
         """
         if not self._refused_bytes:
             return False
-        origin = peer.origin if peer is not None else Origin.of(str(sender.get("Peer-Address")))
+        origin = peer.origin if peer is not None else _origin(frame)
         return self._refused_bytes[origin] >= self.nature.limits.group_bytes_max
 
-    def drain(self, until: Callable[[], bool]) -> None:
-        """Take in messages until there are none, or ``until`` says so, or a turn's share is taken."""
+    def drain(self) -> None:
+        """Take in messages until there are none, or the actor is ``sated``, or a turn's share is taken."""
         self._refused_bytes.clear()
+        self._drained = False
+        receive = self._socket.recv
         for _ in range(self.drain_messages_max):
-            if until() or not (self._come or int(self._socket.get(EVENTS)) & POLLIN):
+            if self.sated():
+                return
+            if not (self._come or zmq_poll(self._inbox, 0)):
+                self._drained = True
                 return
             self._come = False
-            frames = [self._socket.recv(NOBLOCK, copy=False)]
+            try:
+                route = receive(NOBLOCK)
+            except zmq.Again:
+                continue  # woken by something else
+            frames = [receive(NOBLOCK, copy=False)]
             while frames[-1].more:
-                frames.append(self._socket.recv(NOBLOCK, copy=False))
-            self._take(frames[0], [frame.bytes for frame in frames[1:]], now_us())
+                frames.append(receive(NOBLOCK, copy=False))
+            self._take(route, frames, now_us())
 
-    def _take(self, sender: zmq.Frame, frames: list[bytes], arrived_us: int) -> None:
-        route = sender.bytes
+    def _take(self, route: bytes, frames: list[zmq.Frame], arrived_us: int) -> None:
+        frame = frames[0]
         peer = self.peers.get(route)
-        if self.deaf(peer, sender):
+        if self.deaf(peer, frame):
             self.counts["messages_dropped"] += 1
             return
         try:
             if len(frames) != 1:
                 text = f"a message is one frame, not {len(frames)}"
                 raise ProtocolError(Code.MALFORMED, text)
-            message = protocol.decode(frames[0], FRAME_ITEMS_MAX)
+            message = frequent.decode(frame.bytes, FRAME_ITEMS_MAX)
             if isinstance(message, Hello):
-                self._greet(route, message, sender)
+                self._greet(route, message, frame)
                 return
-            if peer is not None and _user_id(sender) != peer.user_id:
+            if peer is not None and _user_id(frame) != peer.user_id:
                 # A connection under a routing id that another's had: a peer may choose its own.
                 self.forget(route)
                 peer = None
             if peer is None:
                 raise ProtocolError(Code.HELLO, "say hello to this run of the daemon first")
-            self._heard(route)
+            self._heard_ms[route] = self.turned_ms
             self.handle(route, peer, message, arrived_us)
         except ProtocolError as error:
-            origin = Origin.of(str(sender.get("Peer-Address")))
+            origin = _origin(frame)
             self.counts[UNTAKEN.get(error.code, "malformed")] += 1
-            self._refused_bytes[origin] += sum(map(len, frames))
+            self._refused_bytes[origin] += sum(len(each.bytes) for each in frames)
             if self._refusals.note(origin, error.code, str(error), clock_ms()):
                 known = self.peers.get(route)
                 self._logger.warning(
@@ -289,14 +333,10 @@ class Actor:
         """Return when a connection was last heard, 0 if it is gone; any thread may ask."""
         return self._heard_ms.get(route, 0)
 
-    def _heard(self, route: bytes) -> None:
-        self.peers.move_to_end(route)
-        self._heard_ms[route] = self.turned_ms
-
     def check_owner(self, client: bytes, grant: Grant) -> None:
         """Refuse a client id that is known as another principal's, where this actor knows."""
 
-    def _greet(self, route: bytes, hello: Hello, sender: zmq.Frame) -> None:
+    def _greet(self, route: bytes, hello: Hello, frame: zmq.Frame) -> None:
         """Answer a hello, which is also how a client asks whether anybody is there."""
         if len(hello.client) != protocol.CLIENT_ID_BYTES:
             text = f"a client id has {protocol.CLIENT_ID_BYTES} bytes, not {len(hello.client)}"
@@ -304,15 +344,17 @@ class Actor:
         version = protocol.common_version(hello)
         if not self.nature.in_place():
             raise ReplacedError("the database's directory was removed or replaced")
-        user_id = _user_id(sender)
+        user_id = _user_id(frame)
         grant = self.nature.grants.get(user_id)
         if grant is None:
             raise ProtocolError(Code.RIGHT, "this connection's user or key is not let in any more")
         self.check_owner(hello.client, grant)
-        origin = Origin.of(str(sender.get("Peer-Address")))
+        origin = _origin(frame)
         if route not in self.peers:
             self._make_room(hello.client, origin)
-        peer = Peer(hello.client, shown(hello.client), hello.process[:200], origin, grant, user_id)
+        process = hello.process[:200]
+        sender = origin if origin.pid else (origin, process)  # the kernel's word, or else its own
+        peer = Peer(hello.client, shown(hello.client), process, origin, grant, user_id, sender)
         if self.peers.get(route) != peer:
             self._logger.info(
                 "client connected",
@@ -324,7 +366,7 @@ class Actor:
             )
             self.counts["greeted"] += 1
         self.peers[route] = peer
-        self._heard(route)
+        self._heard_ms[route] = self.turned_ms
         self.send(route, self.nature.welcome(version))
 
     def forget(self, route: bytes) -> None:
@@ -335,13 +377,14 @@ class Actor:
     def send(self, route: bytes, message: protocol.Message, body: Any = None) -> bool:  # noqa: ANN401
         """Send, or drop and count: nobody's full queue is waited for."""
         frame = protocol.encode(message)
+        self._drained = False
         try:
-            self._socket.send(route, NOBLOCK_MORE)  # here it fails, if at all: the other frames go the same way
+            _send(self._socket, route, NOBLOCK_MORE)  # here it fails, if at all: the other frames go the same way
             if body is None:
-                self._socket.send(frame, NOBLOCK)
+                _send(self._socket, frame, NOBLOCK)
             else:
-                self._socket.send(frame, NOBLOCK_MORE)
-                self._socket.send(body, NOBLOCK, copy=False)
+                _send(self._socket, frame, NOBLOCK_MORE)
+                _send(self._socket, body, NOBLOCK, copy=False)
         except zmq.Again:
             self.counts["replies_dropped"] += 1
         except zmq.ZMQError as error:
@@ -354,9 +397,13 @@ class Actor:
         return False
 
 
-def _user_id(sender: zmq.Frame) -> str:
+def _origin(frame: zmq.Frame) -> Origin:
+    return Origin.of(str(frame.get("Peer-Address")))
+
+
+def _user_id(frame: zmq.Frame) -> str:
     """Return what the gate let a connection in as; a connection that no gate saw has none, and is nobody."""
     try:
-        return str(sender.get("User-Id"))
+        return str(frame.get("User-Id"))
     except zmq.ZMQError:
         return ""

@@ -40,8 +40,6 @@ OUTCOMES = {int(outcome): outcome.name.lower() for outcome in Outcome}
 NOT_OPEN = "no such scan is open: it was cut, or a page of it could not be delivered"
 
 
-FLUSH_MS = 20  # how long the log lines of queries wait for more: one write for many costs less than one for each
-LINES_MAX = 64
 LATER_MAX = 1_024  # queries of one connection that may wait before it is heard no more: a client has fewer threads
 QUESTIONS = (Get, Scan, Count, Status, Clients, Stop)
 
@@ -74,8 +72,6 @@ class Reader(Actor):
         self._paging = Paging(nature.limits)
         self._asked: dict[tuple[bytes, int], _Asked] = {}
         self._later: deque[tuple[bytes, Peer, list[Query], int]] = deque()
-        self._lines = 0  # in the log, and not yet flushed
-        self._flushed_ms = clock_ms()
 
     @property
     def scans(self) -> int:
@@ -84,12 +80,11 @@ class Reader(Actor):
 
     def patience_ms(self) -> int:
         """Return how long the next turn may wait: not at all while a page can be sent."""
-        return 0 if self._paging.ready or self._later else FLUSH_MS if self._lines else IDLE_MS
+        return 0 if self._paging.ready or self._later else IDLE_MS
 
     def turn(self) -> None:
         """Take in what has come, send one page, answer a page's worth of what waits, look after the leases."""
-        idle = not self._come
-        self.drain(lambda: False)
+        self.drain()
         if self._later:
             self._answer_all(*self._later.popleft())
         send = self._paging.step()
@@ -113,9 +108,6 @@ class Reader(Actor):
                 process=peer.process if peer else None,
             )
             self.send(cut.ticket, Answers([Answer(cut.tag, Outcome.FAILED, (str(Code.SNAPSHOT), cut.reason))]))
-        if idle or self._lines >= LINES_MAX or clock_ms() - self._flushed_ms >= FLUSH_MS:
-            self._lines, self._flushed_ms = 0, clock_ms()
-            self.nature.log.flush()
 
     def handle(self, route: bytes, peer: Peer, message: protocol.Message, arrived_us: int) -> None:
         """Answer queries, open scans, take credit, let go of who says goodbye."""
@@ -211,7 +203,7 @@ class Reader(Actor):
         try:
             _check_deadline(query.deadline_ms)
             operation, arguments, question = self._question(peer, query.body)
-            asked = asked._replace(operation=operation, arguments=arguments)
+            asked = _Asked(operation, arguments, arrived_us, asked.started_us, peer.shown)
             if isinstance(question, Count):
                 if (route, query.tag) not in self._asked:  # else asked again, for it takes long: it would never end
                     self._begin(route, query.tag, question, 1, asked)
@@ -261,8 +253,7 @@ class Reader(Actor):
         if operation is not None:
             subject_name = operation.verb.keyspace.subject
             subject = operation.verb.subjects(arguments)[0]
-        self.nature.log.operation(
-            self.name,
+        row = (
             operation.name if operation is not None else "unknown",
             subject_name,
             subject,
@@ -276,7 +267,7 @@ class Reader(Actor):
             now_us() - arrived_us,
             None if answer.outcome == Outcome.DONE else str(answer.payload[0]),
         )
-        self._lines += 1
+        self._rows.append(row)
 
     def forget(self, route: bytes) -> None:
         """Forget a connection and close its snapshots."""

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from dbmd.access import Grant
     from dbmd.commit import GroupCommit, Told
     from dbmd.engines.leveldb import LevelDB
+    from dbmd.log import Row
     from dbmd.protocol import Command
 
 HOUSEKEEPING_MS = 60_000  # how often what expired or said goodbye is given up without waiting for a command
@@ -99,7 +100,7 @@ class Writer(Actor):
 
     def _gather(self) -> None:
         """Take in what has come, and admit one command of each process in turn until the group is full."""
-        self.drain(lambda: self._turns.full)
+        self.drain()
         now, uptime, begun_us = clock_ms(), self.uptime_ms(), now_us()
         at_once: list[Told] = []
         while self._turns and not self._core.full and now_us() - begun_us < WORK_US_MAX:
@@ -126,7 +127,6 @@ class Writer(Actor):
         sealed_us = now_us()
         sealed = self._core.seal(self.uptime_ms(), housekeeping=housekeeping)
         if sealed is None:
-            self.nature.log.flush()
             return
         failure: Exception | None = None
         try:
@@ -146,15 +146,10 @@ class Writer(Actor):
         self._recent += (sealed.commands - self._recent) / 8
         self.counts["groups"] += 1
         self.counts["commands"] += sealed.commands
-        self._answer(self._core.committed(), sealed.commands, sealed_us, commit_us)
-        self.nature.log.flush()
-
-    def _answer(self, told: list[Told], commands: int, sealed_us: int, commit_us: int) -> None:
-        """Answer, then log a line for each command."""
+        told = self._core.committed()
         self._send_answers(told)
         done_us = now_us()
-        for each in told:
-            self._note(each, commands, sealed_us, commit_us, done_us)
+        self._rows += [_row(each, sealed.commands, sealed_us, commit_us, done_us) for each in told]
 
     def _send_answers(self, told: list[Told]) -> None:
         """Send one frame of replies to each connection."""
@@ -167,46 +162,21 @@ class Writer(Actor):
         for (route, client), answers in replies.items():
             self.send(route, Replies(client, answers))
 
-    def _note(self, told: Told, commands: int | None, sealed_us: int, commit_us: int | None, done_us: int) -> None:
-        client, answer, operation = shown(told.client), told.answer, told.operation
-        subject_name: str = "key"
-        subject: Any = b""
-        if operation is not None and told.arguments:  # unchecked ones are not told
-            subject_name = operation.verb.keyspace.subject
-            subjects = operation.verb.subjects(told.arguments)
-            if len(subjects) == 1:
-                subject = subjects[0]
-            else:
-                subject_name, subject = "keys", len(subjects)
-        ticket: Ticket = told.ticket
-        self.nature.log.operation(
-            self.name,
-            operation.name if operation is not None else "settle" if isinstance(answer, Settled) else "unknown",
-            subject_name,
-            subject,
-            OUTCOMES[answer.outcome],
-            client,
-            f"{client}-{told.number}",
-            answer.group if isinstance(answer, Reply) and answer.group else None,
-            commands,
-            max(0, sealed_us - ticket.arrived_us),
-            commit_us,
-            done_us - ticket.arrived_us,
-            None if answer.outcome == Outcome.DONE else str(answer.payload[0]),
-        )
+    def sated(self) -> bool:
+        """Say whether as many commands wait for their turn as may."""
+        return self._turns.full
 
-    def deaf(self, peer: Peer | None, sender: zmq.Frame) -> bool:
+    def deaf(self, peer: Peer | None, frame: zmq.Frame) -> bool:
         """Say whether a message is dropped unread: also where as much of its process waits as may."""
-        return (peer is not None and self._turns.full_of(_process(peer))) or super().deaf(peer, sender)
+        return (peer is not None and self._turns.full_of(peer.sender)) or super().deaf(peer, frame)
 
     def handle(self, route: bytes, peer: Peer, message: protocol.Message, arrived_us: int) -> None:
         """Admit commands, settle identities, take goodbyes."""
         ticket = Ticket(route, arrived_us)
         if isinstance(message, Commands):
             peer.must_be(message.client)
-            process = _process(peer)
             for command in message.commands:
-                self._turns.add(process, (ticket, message, command), len(command.body))
+                self._turns.add(peer.sender, (ticket, message, command), len(command.body))
         elif isinstance(message, Settle):
             if len(message.client) != CLIENT_ID_BYTES:
                 text = f"a client id has {CLIENT_ID_BYTES} bytes, not {len(message.client)}"
@@ -237,8 +207,9 @@ class Writer(Actor):
         self.counts["answered_at_once"] += len(told)
         now = now_us()
         self._send_answers(told)
+        done_us = now_us()
+        self._rows += [_row(each, None, now, None, done_us) for each in told]
         for each in told:
-            self._note(each, None, now, None, now_us())
             answer = each.answer
             if answer.outcome == Outcome.REFUSED and answer.payload[0] == Code.IDENTITY:
                 # A client that numbers twice, or somebody who poses as it: its promises are worth nothing.
@@ -252,6 +223,30 @@ class Writer(Actor):
         self._commit(housekeeping=True)
 
 
-def _process(peer: Peer) -> object:
-    """Return what tells a peer's process from others: the kernel's word, or else its own."""
-    return peer.origin if peer.origin.pid else (peer.origin, peer.process)
+def _row(told: Told, commands: int | None, sealed_us: int, commit_us: int | None, done_us: int) -> Row:
+    """Return what the log says of a command, or of a question for one's outcome."""
+    client, answer, operation = shown(told.client), told.answer, told.operation
+    subject_name: str = "key"
+    subject: Any = b""
+    if operation is not None and told.arguments:  # unchecked ones are not told
+        subject_name = operation.verb.keyspace.subject
+        subjects = operation.verb.subjects(told.arguments)
+        if len(subjects) == 1:
+            subject = subjects[0]
+        else:
+            subject_name, subject = "keys", len(subjects)
+    arrived_us = told.ticket.arrived_us
+    return (
+        operation.name if operation is not None else "settle" if isinstance(answer, Settled) else "unknown",
+        subject_name,
+        subject,
+        OUTCOMES[answer.outcome],
+        client,
+        f"{client}-{told.number}",
+        (answer.group or None) if isinstance(answer, Reply) else None,
+        commands,
+        max(0, sealed_us - arrived_us),
+        commit_us,
+        done_us - arrived_us,
+        None if answer.outcome == Outcome.DONE else str(answer.payload[0]),
+    )

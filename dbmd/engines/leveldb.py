@@ -152,12 +152,13 @@ class LevelDB:
         store is opened again, and LevelDB takes no more writes until it is.
         """
         try:
-            with self._db.write_batch(transaction=True, sync=True) as batch:
-                for write in writes:
-                    if isinstance(write, Put):
-                        batch.put(write.key, write.value)
-                    else:
-                        batch.delete(write.key)
+            batch = self._db.write_batch(sync=True)  # not as a context manager: that would write half of it on an error
+            for write in writes:
+                if type(write) is Put:
+                    batch.put(*write)
+                else:
+                    batch.delete(*write)
+            batch.write()
             self._sync_names()
         except (plyvel.Error, OSError) as error:
             raise CommitUnknownError(f"{self.path}: {said(error)}") from error

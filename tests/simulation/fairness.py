@@ -34,7 +34,7 @@ from dbmd.protocol import (
     Welcome,
 )
 from tests.simulation.disk import Disk
-from tests.simulation.network import PRINCIPALS, READABLE
+from tests.simulation.network import PRINCIPALS
 from tests.simulation.world import GRANTS, Silence
 
 if TYPE_CHECKING:
@@ -90,23 +90,24 @@ class Mailbox:
         """Return a descriptor that is nobody's."""
         return 0
 
-    def get(self, option: int) -> int:
+    @property
+    def readable(self) -> bool:
         """Say whether more has come."""
-        return READABLE if option == zmq.EVENTS and any(self.queues.values()) else 0
+        return any(self.queues.values())
 
-    def recv(self, _flags: int = 0, *, copy: bool = True) -> Frame:
-        """Return the next frame: a message of each connection in turn."""
-        assert not copy
+    def recv(self, _flags: int = 0, *, copy: bool = True) -> Any:  # noqa: ANN401 - by `copy` it is one or the other
+        """Return the next frame, a message of each connection in turn: its route, then what it says."""
         if self._frame is not None:
             frame, self._frame = self._frame, None
             return frame
+        assert copy
         while not self.queues[self._turn[0]]:
             self._turn.rotate(-1)
         route = self._turn[0]
         self.received.append(route)
         self._turn.rotate(-1)
         self._frame = Frame(self.queues[route].popleft(), self.pids[route], more=False)
-        return Frame(route, self.pids[route], more=True)
+        return route
 
     def send(self, frame: bytes, flags: int = 0, *, copy: bool = True) -> None:  # noqa: ARG002
         """Keep what is answered, the frame behind the route, but to the hostile one, who never reads."""

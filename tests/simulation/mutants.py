@@ -71,8 +71,8 @@ MUTANTS = (
         "barring not stored",
         "barred is committed before the daemon says 'not applied'",
         IDENTITIES,
-        "        if number >= known.floor\n",
-        "        if number >= known.floor and completion.digest != BARRED\n",
+        "    completed = [(number, *end) for number, end in ends if number >= floor]\n",
+        "    completed = [(number, *end) for number, end in ends if number >= floor and end.digest != BARRED]\n",
     ),
     Mutant(
         "barring leaves the floor",
@@ -92,7 +92,7 @@ MUTANTS = (
         "floor not stored",
         "a completion record holds its client's floor",
         IDENTITIES,
-        "known.touched_ms, known.floor, completed))",
+        "known.touched_ms, floor, completed))",
         "known.touched_ms, 0, completed))",
     ),
     Mutant(
@@ -287,8 +287,9 @@ MUTANTS = (
         ACTOR,
         "            if peer is None:\n",
         "            client = getattr(message, 'client', b'')\n"
-        "            grant, user_id = self.nature.grants[_user_id(sender)], _user_id(sender)\n"
-        "            unknown = Peer(client, '', '', Origin(''), grant, user_id)\n"
+        "            grant, user_id = self.nature.grants[_user_id(frame)], _user_id(frame)\n"
+        "            unknown = Peer(client, '', '', Origin(''), grant, user_id, client)\n"
+        "            self._heard_ms.setdefault(route, 0)\n"
         "            peer = peer or self.peers.setdefault(route, unknown)\n"
         "            if peer is None:\n",
     ),

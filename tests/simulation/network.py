@@ -18,17 +18,31 @@ if TYPE_CHECKING:
     from random import Random
 
 
-READABLE = int(zmq.POLLIN)
 PRINCIPALS = ("uid:1", "uid:2")  # the honest clients, and the rogue
 PACES = (0.9, 0.9, 0.9, 0.9, 0.1, 0.005)  # some connections crawl, and are given up while much is under way
 PACES_STALE = (0.9, 0.2, 0.05, 0.05)
 
 
+def zmq_poll(sockets: list[tuple[Any, int]], _timeout_ms: int) -> list[tuple[Any, int]]:
+    """Stand in for pyzmq's: say of which sockets something may be read."""
+    return [(socket, events) for socket, events in sockets if socket.readable]
+
+
+def send(socket: Any, *frame: Any, copy: bool = True) -> None:  # noqa: ANN401 - of either kind
+    """Stand in for pyzmq's own."""
+    socket.send(*frame, copy=copy)
+
+
+CALLS = {"zmq_poll": zmq_poll, "_send": send}
+"""What is done with sockets elsewhere than by their methods."""
+
+
 class Part(NamedTuple):
     """A frame received without a copy; ``more`` says that another of its message follows."""
 
+    route: bytes
     bytes: bytes
-    more: bool = False
+    more: bool
 
     @property
     def buffer(self) -> memoryview:
@@ -36,14 +50,14 @@ class Part(NamedTuple):
         return memoryview(self.bytes)
 
     def get(self, name: str) -> str:
-        """Return whom a route, which begins with the principal, is of, or the peer's address: no two have the same."""
-        route = self.bytes.decode()
+        """Return whom its route, which begins with the principal, is of, or the peer's own address."""
+        route = self.route.decode()
         return route.partition(" ")[0] if name == "User-Id" else f"sim-{route}"
 
 
 def parts_of(frames: list[bytes]) -> list[Part]:
     """Return a message's frames, as a socket hands them out."""
-    return [Part(frame, at < len(frames)) for at, frame in enumerate(frames, 1)]
+    return [Part(frames[0], frame, at < len(frames)) for at, frame in enumerate(frames, 1)]
 
 
 class Connection:
@@ -91,29 +105,32 @@ class Dealer:
         """Monitor nothing."""
 
     def get(self, option: int) -> int:
-        """Say whether something may be read; a descriptor is one that nobody polls."""
-        if option == zmq.EVENTS and self.allowed and self._queue():
-            return READABLE
-        return 0
+        """Say whether another frame of the same message follows; a descriptor is one that nobody polls."""
+        return int(option == zmq.RCVMORE and bool(self._parts))
+
+    @property
+    def readable(self) -> bool:
+        """Say whether something may be read."""
+        return bool(self.allowed and self._queue())
 
     def _queue(self) -> deque[list[bytes]]:
         """Return where the next message is: what an earlier connection brought comes first."""
         return self.inbox if self.inbox or self.connection is None else self.connection.to_client
 
-    def send(self, frame: bytes, _flags: int = 0) -> None:
+    def send(self, frame: bytes, _flags: int = 0, *, copy: bool = True) -> None:  # noqa: ARG002
         """Send one frame."""
         (self.pending if self.connection is None else self.connection.to_daemon).append(frame)
 
-    def recv(self, _flags: int = 0, *, copy: bool = True) -> Part:
+    def recv(self, _flags: int = 0, *, copy: bool = True) -> Any:  # noqa: ANN401 - by `copy` it is one or the other
         """Return the next frame that has come and may be seen."""
-        assert not copy
         if not self._parts:
             queue = self._queue()
             if not self.allowed or not queue:
                 raise zmq.Again
             self.allowed -= 1
             self._parts.extend(parts_of(queue.popleft()))
-        return self._parts.popleft()
+        part = self._parts.popleft()
+        return part.bytes if copy else part
 
     def close(self, _linger: int = 0) -> None:
         """Let go of the connection; what is under way may still arrive."""
@@ -159,18 +176,19 @@ class Router:
         """Return a descriptor that nobody polls."""
         return 0
 
-    def get(self, option: int) -> int:
+    @property
+    def readable(self) -> bool:
         """Say whether more has come."""
-        return READABLE if option == zmq.EVENTS and self.mailbox else 0
+        return bool(self.mailbox)
 
-    def recv(self, _flags: int = 0, *, copy: bool = True) -> Part:
+    def recv(self, _flags: int = 0, *, copy: bool = True) -> Any:  # noqa: ANN401 - by `copy` it is one or the other
         """Return the next frame that arrived."""
-        assert not copy
         if not self._parts:
             if not self.mailbox:
                 raise zmq.Again
             self._parts.extend(parts_of(self.mailbox.popleft()))
-        return self._parts.popleft()
+        part = self._parts.popleft()
+        return part.bytes if copy else part
 
     def send(self, frame: bytes, flags: int = 0, *, copy: bool = True) -> None:  # noqa: ARG002
         """Send to a route, as a ROUTER with ``ROUTER_MANDATORY`` does; what became of it is told at the last frame."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import zmq
-
 from dbmd import protocol
 from dbmd.identities import RECORDS
 from dbmd.protocol import Code, Command, Commands, Error, Goodbye, Hello, Outcome, Replies, Settle, Settled, Welcome
@@ -59,8 +57,8 @@ def received(socket: Dealer) -> list[Message]:
     """Return all that has come."""
     socket.allowed = 1_000
     messages = []
-    while socket.get(zmq.EVENTS):
-        messages.append(protocol.decode(socket.recv(copy=False).bytes))
+    while socket.readable:
+        messages.append(protocol.decode(socket.recv()))
     return messages
 
 

@@ -29,7 +29,7 @@ from dbmd_client import traffic as traffic_room
 from tests.simulation.checker import Checker, Identity
 from tests.simulation.clients import Client, Unknown
 from tests.simulation.disk import Disk
-from tests.simulation.network import PRINCIPALS, Context, CrashError, Network, Router
+from tests.simulation.network import CALLS, PRINCIPALS, Context, CrashError, Network, Router
 from tests.simulation.rogue import Rogue
 from tests.simulation.work import VALUE_BYTES_MAX, Wishes
 
@@ -63,7 +63,7 @@ class Silence:
     def _nothing(self, *_: object, **__: object) -> None:
         return
 
-    debug = info = warning = error = critical = operation = flush = _nothing
+    debug = info = warning = error = critical = operations = flush = _nothing
 
 
 class World:
@@ -409,6 +409,7 @@ class World:
             (writer_room, "UPTIME_SAVED_MS", 5_000),
             (writer_room, "GATHER_US", 0),
             (dialling_room, "context", lambda: self.context),
+            *((room, name, each) for room in (actor_room, link_room) for name, each in CALLS.items()),
             *((room, "now_ms", client_ms) for room in (link_room, traffic_room) if hasattr(room, "now_ms")),
             (traffic_room, "_new_id", self.new_id),
         ]
