@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from dbmd.access import Grant
-    from dbmd.actors.actor import Peer
+    from dbmd.actors.peers import Peer
     from dbmd.config import Config
     from dbmd.effects import Administered
     from dbmd.flocks import FileLock

@@ -19,8 +19,9 @@ from dbmd.protocol import Code
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from dbmd.actors.actor import Actor, Peer
+    from dbmd.actors.actor import Actor
     from dbmd.actors.gate import Gate
+    from dbmd.actors.peers import Peer
     from dbmd.actors.reader import Reader
     from dbmd.actors.writer import Writer
     from dbmd.effects import Administered

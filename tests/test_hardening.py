@@ -20,18 +20,21 @@ import zmq
 
 from dbmd import protocol, rendezvous
 from dbmd.access import OPERATOR, Grant
-from dbmd.actors.actor import Nature, Origin, Peer
+from dbmd.actors.actor import Nature
+from dbmd.actors.peers import Origin, Peer
 from dbmd.actors.reader import LATER_MAX, Reader, Source
 from dbmd.limits import Limits
 from dbmd.protocol import Cancel, Credit, Goodbye, Queries, Query, ScanRequest, Welcome
 from dbmd.storage import MemoryStore
 from dbmd_client import Administration, AppointmentsDBM, DbmdError, OpenError, SnapshotLostError
-from dbmd_client.link import Link, Waiter, now_ms
 from dbmd_client.traffic import OVERDUE_MS, Asked
+from dbmd_client.waiting import Waiter, now_ms
 from tests.daemon_process import DaemonProcess, private_runtime, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from dbmd_client.link import Link
 
 LONG_S = 20.0  # a call that takes this long hangs
 WELCOME = Welcome(1, "run", "0", 0, 0, {}, Limits().tell(), "path")

@@ -14,7 +14,8 @@ from click.testing import CliRunner
 
 from dbmd import asking, protocol, rendezvous
 from dbmd.access import OPERATOR, WRITER, Grant
-from dbmd.actors.actor import Origin, Peer, clock_ms
+from dbmd.actors.actor import clock_ms
+from dbmd.actors.peers import Origin, Peer
 from dbmd.effects import Clients
 from dbmd.protocol import CLIENT_ID_BYTES, Answers, Hello, Outcome, Queries, Query
 from dbmd.standing import CLIENTS_TOLD_MAX, Standing

@@ -17,8 +17,8 @@ from dbmd.protocol import (
     ScanRequest,
     Welcome,
 )
-from dbmd_client.link import Waiter, now_ms
 from dbmd_client.traffic import Asked, Commands, Pages
+from dbmd_client.waiting import Waiter, now_ms
 
 WELCOME = Welcome(1, "run", "0", 0, 0, {}, Limits().tell(), "path")
 

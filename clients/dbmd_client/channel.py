@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import socket
-import sys
 import time
 from threading import Lock
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -25,10 +23,12 @@ from dbmd.paging import received
 from dbmd.protocol import Answer, Code, Credit, Error, Goodbye, Outcome, Page, ProtocolError, Settle, Settled
 from dbmd.session import Call
 from dbmd_client import errors
+from dbmd_client.dialling import describe_process
 from dbmd_client.endings import Patience, cause, failure, refusal, told
-from dbmd_client.link import PROBE_MS, Link, Waiter, now_ms
+from dbmd_client.link import PROBE_MS, Link
 from dbmd_client.opening import sibling
 from dbmd_client.traffic import FRAME_OVERHEAD_BYTES, Asked, Commands, Pages
+from dbmd_client.waiting import Waiter, now_ms
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,12 +41,6 @@ if TYPE_CHECKING:
 LASTING = frozenset({"missing", "foreign", "damaged", "unreadable"})  # why no daemon can serve a path: time mends none
 DONE, REFUSED = int(Outcome.DONE), int(Outcome.REFUSED)
 ANSWERED = (DONE, REFUSED)
-
-
-def describe_process() -> str:
-    """Say who this process is, for the daemon's list of clients."""
-    name = os.path.basename(sys.argv[0] or sys.executable)  # noqa: PTH119 - a name, not a path
-    return f"{name} (pid {os.getpid()} on {socket.gethostname()})"[:200]
 
 
 class Channel:

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import os
 import socket as sockets
+import sys
 from contextlib import suppress
+from socket import gethostname
 from typing import TYPE_CHECKING
 
 import zmq
@@ -43,6 +45,12 @@ def context() -> zmq.Context[zmq.Socket[bytes]]:
     if found is None:
         found = _contexts[os.getpid()] = zmq.Context()
     return found
+
+
+def describe_process() -> str:
+    """Say who this process is, for the daemon's list of clients."""
+    name = os.path.basename(sys.argv[0] or sys.executable)  # noqa: PTH119 - a name, not a path
+    return f"{name} (pid {os.getpid()} on {gethostname()})"[:200]
 
 
 class Dialling:

@@ -19,10 +19,8 @@ from __future__ import annotations
 
 import os
 import select
-import time
-from _thread import LockType, allocate_lock
 from threading import RLock, get_ident
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import zmq
 from zmq import zmq_poll
@@ -31,12 +29,11 @@ from zmq.backend import Socket as Backend
 from dbmd import frequent, protocol
 from dbmd.protocol import Code, Error, Hello, Page, ProtocolError, Welcome
 from dbmd_client.dialling import Dialling
+from dbmd_client.waiting import now_ms
 
 if TYPE_CHECKING:
-    from collections import deque
-    from collections.abc import Iterable
-
     from dbmd.keys import Keys
+    from dbmd_client.waiting import Traffic, Waiter
 
 PROBE_MS = 250  # silence after which a waiting call asks whether anybody is there
 RESET_MS = 10_000  # silence after which the connection is made anew; its scans are lost, so no mere stall may reach it
@@ -46,72 +43,6 @@ CLOSED = Error("closed", "the database was closed by another thread")
 _send = Backend.send  # what pyzmq's own method calls, for half the price
 # As plain numbers: pyzmq's enumerations cost a microsecond each time they are asked or joined.
 FD, POLLIN, NOBLOCK, RCVMORE = int(zmq.FD), int(zmq.POLLIN), int(zmq.NOBLOCK), int(zmq.RCVMORE)
-
-
-def now_ms() -> int:
-    """Return the client's clock: it goes on while the machine sleeps, and never backwards."""
-    return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000
-
-
-class Waiter:
-    """What one thread waits for. ``value`` is whatever settled it; the times are of its first wait and last frame."""
-
-    __slots__ = ("_bell", "done", "sent_ms", "since_ms", "value")
-
-    def __init__(self) -> None:
-        self.since_ms = self.sent_ms = 0
-        self.done = False
-        self.value: Any = None
-        self._bell: LockType | None = None
-
-    def finish(self, value: Any) -> None:  # noqa: ANN401
-        """Settle it, unless it is settled, and wake its thread: what was answered did not fail before it was taken."""
-        if not self.done:
-            self.value = value
-            self.done = True
-        self.ring()
-
-    def ring(self) -> None:
-        """Wake its thread, if it sleeps."""
-        if self._bell is not None and self._bell.locked():
-            self._bell.release()
-
-    def hang(self) -> None:
-        """Hang up the bell, under the link's lock: most are done by their own thread, and need none."""
-        if self._bell is None:
-            bell = allocate_lock()
-            bell.acquire()
-            self._bell = bell
-
-    def sleep(self, timeout_s: float) -> None:
-        """Sleep until rung."""
-        if self._bell is not None and not self.done:
-            self._bell.acquire(timeout=max(timeout_s, 0))
-
-
-class Traffic(Protocol):
-    """What a link carries; every method is called under the link's lock."""
-
-    abandoned: deque[Any]
-    """What nobody wants any more and the daemon is to hear of: any thread appends, without the lock."""
-
-    def outgoing(self, now_ms: int) -> Iterable[bytes]:
-        """Yield the frames that are due."""
-
-    def incoming(self, message: protocol.Message, body: Any) -> None:  # noqa: ANN401
-        """Take one message in; raises ``ProtocolError`` for one that cannot be taken."""
-
-    astray: bool
-    """Set where the daemon's clock says that a deadline passed which has not: it is asked what time it is."""
-
-    def timed(self, welcome: Welcome, now_ms: int) -> None:
-        """Learn the daemon's time, which every welcome tells."""
-
-    def greeted(self, welcome: Welcome, now_ms: int) -> None:
-        """Take a new connection's welcome: what the old one carried is due again."""
-
-    def overdue(self, now_ms: int) -> None:
-        """Make due again what has waited too long."""
 
 
 class Link:

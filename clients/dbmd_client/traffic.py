@@ -25,7 +25,7 @@ from dbmd.protocol import (
     Settled,
 )
 from dbmd.session import Call, Session
-from dbmd_client.link import Waiter, now_ms
+from dbmd_client.waiting import Waiter, now_ms
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

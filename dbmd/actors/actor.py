@@ -21,7 +21,8 @@ from zmq import zmq_poll
 from zmq.backend import Socket as Backend
 
 from dbmd import frequent, protocol
-from dbmd.access import NOBODY, peer_of
+from dbmd.access import NOBODY
+from dbmd.actors.peers import Origin, Peer, user_id
 from dbmd.actors.refusals import Refusals
 from dbmd.identities import shown
 from dbmd.protocol import Code, Error, Hello, ProtocolError, Welcome
@@ -57,45 +58,6 @@ def clock_ms() -> int:
 def now_us() -> int:
     """Return a clock for measuring durations."""
     return time.monotonic_ns() // 1_000
-
-
-class Origin(NamedTuple):
-    """Where a connection comes from, as the kernel tells: over ipc the process, else the address."""
-
-    address: str
-    uid: int | None = None
-    pid: int | None = None
-
-    @classmethod
-    def of(cls, address: str) -> Origin:
-        """Read libzmq's ``Peer-Address``."""
-        peer = peer_of(address)
-        return cls(address) if peer is None else cls(address, peer.uid, peer.pid or None)
-
-    def __str__(self) -> str:
-        """Name it in the log."""
-        return f"pid {self.pid}, uid {self.uid}" if self.pid is not None else self.address
-
-    def gone(self) -> bool:
-        """Say whether the process is known to have ended; one of another pid namespace has no number here."""
-        return self.pid is not None and not os.path.exists(f"/proc/{self.pid}")  # noqa: PTH110 - cheaper than a Path
-
-
-class Peer(NamedTuple):
-    """A connection that said hello to this run; ``sender`` tells its process from others."""
-
-    client: bytes
-    shown: str
-    process: str
-    origin: Origin
-    grant: Grant
-    user_id: str
-    sender: object
-
-    def must_be(self, client: bytes) -> None:
-        """Refuse a message about another client than the one that said hello."""
-        if client != self.client:
-            raise ProtocolError(Code.IDENTITY, "this connection said hello as another client")
 
 
 class Ticket(NamedTuple):
@@ -272,7 +234,7 @@ class Actor:
         """
         if not self._refused_bytes:
             return False
-        origin = peer.origin if peer is not None else _origin(frame)
+        origin = peer.origin if peer is not None else Origin.of(frame)
         return self._refused_bytes[origin] >= self.nature.limits.group_bytes_max
 
     def drain(self) -> None:
@@ -310,7 +272,7 @@ class Actor:
             if isinstance(message, Hello):
                 self._greet(route, message, frame)
                 return
-            if peer is not None and _user_id(frame) != peer.user_id:
+            if peer is not None and user_id(frame) != peer.user_id:
                 # A connection under a routing id that another's had: a peer may choose its own.
                 self.forget(route)
                 peer = None
@@ -319,7 +281,7 @@ class Actor:
             self._heard_ms[route] = self.turned_ms
             self.handle(route, peer, message, arrived_us)
         except ProtocolError as error:
-            origin = _origin(frame)
+            origin = Origin.of(frame)
             self.counts[UNTAKEN.get(error.code, "malformed")] += 1
             self._refused_bytes[origin] += sum(len(each.bytes) for each in frames)
             if self._refusals.note(origin, error.code, str(error), clock_ms()):
@@ -344,17 +306,17 @@ class Actor:
         version = protocol.common_version(hello)
         if not self.nature.in_place():
             raise ReplacedError("the database's directory was removed or replaced")
-        user_id = _user_id(frame)
-        grant = self.nature.grants.get(user_id)
+        known_as = user_id(frame)
+        grant = self.nature.grants.get(known_as)
         if grant is None:
             raise ProtocolError(Code.RIGHT, "this connection's user or key is not let in any more")
         self.check_owner(hello.client, grant)
-        origin = _origin(frame)
+        origin = Origin.of(frame)
         if route not in self.peers:
             self._make_room(hello.client, origin)
         process = hello.process[:200]
         sender = origin if origin.pid else (origin, process)  # the kernel's word, or else its own
-        peer = Peer(hello.client, shown(hello.client), process, origin, grant, user_id, sender)
+        peer = Peer(hello.client, shown(hello.client), process, origin, grant, known_as, sender)
         if self.peers.get(route) != peer:
             self._logger.info(
                 "client connected",
@@ -395,15 +357,3 @@ class Actor:
         else:
             return True
         return False
-
-
-def _origin(frame: zmq.Frame) -> Origin:
-    return Origin.of(str(frame.get("Peer-Address")))
-
-
-def _user_id(frame: zmq.Frame) -> str:
-    """Return what the gate let a connection in as; a connection that no gate saw has none, and is nobody."""
-    try:
-        return str(frame.get("User-Id"))
-    except zmq.ZMQError:
-        return ""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dbmd import operations, protocol
 from dbmd.access import Right
-from dbmd.actors.actor import IDLE_MS, Actor, Nature, Peer, clock_ms, now_us
+from dbmd.actors.actor import IDLE_MS, Actor, Nature, clock_ms, now_us
 from dbmd.effects import Clients, Count, Get, RefusedError, Scan, Status, Stop
 from dbmd.paging import Paging
 from dbmd.protocol import (
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     import zmq
 
+    from dbmd.actors.peers import Peer
     from dbmd.effects import Administered, Question
     from dbmd.manners import Operation
     from dbmd.protocol import Query

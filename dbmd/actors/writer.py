@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import zmq
 
-from dbmd.actors.actor import Actor, Nature, Peer, ReplacedError, Ticket, clock_ms, now_us
+from dbmd.actors.actor import Actor, Nature, ReplacedError, Ticket, clock_ms, now_us
 from dbmd.effects import RefusedError
 from dbmd.identities import shown
 from dbmd.limits import TURNS_GROUPS
@@ -35,6 +35,7 @@ from dbmd.turns import Turns
 if TYPE_CHECKING:
     from dbmd import protocol
     from dbmd.access import Grant
+    from dbmd.actors.peers import Peer
     from dbmd.commit import GroupCommit, Told
     from dbmd.engines.leveldb import LevelDB
     from dbmd.log import Row

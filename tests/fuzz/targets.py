@@ -27,7 +27,7 @@ from dbmd.protocol import (
 )
 from dbmd.storage import MemoryStore
 from dbmd_client import traffic
-from dbmd_client.link import Waiter
+from dbmd_client.waiting import Waiter
 from tests.fuzz.frames import CLIENTS, TAGS
 
 if TYPE_CHECKING:

@@ -13,8 +13,9 @@ from dbmd import protocol
 from dbmd.effects import Scan
 from dbmd.paging import CorruptRecordError, Received
 from dbmd.protocol import Code, Credit, Goodbye, Outcome, Page, Settle, Settled
-from dbmd_client.link import Link, Waiter
+from dbmd_client.link import Link
 from dbmd_client.traffic import Asked, Commands, Pages
+from dbmd_client.waiting import Waiter
 from tests.simulation.work import Command, Query
 
 if TYPE_CHECKING:

@@ -287,8 +287,8 @@ MUTANTS = (
         ACTOR,
         "            if peer is None:\n",
         "            client = getattr(message, 'client', b'')\n"
-        "            grant, user_id = self.nature.grants[_user_id(frame)], _user_id(frame)\n"
-        "            unknown = Peer(client, '', '', Origin(''), grant, user_id, client)\n"
+        "            grant, mine = self.nature.grants[user_id(frame)], user_id(frame)\n"
+        "            unknown = Peer(client, '', '', Origin(''), grant, mine, client)\n"
         "            self._heard_ms.setdefault(route, 0)\n"
         "            peer = peer or self.peers.setdefault(route, unknown)\n"
         "            if peer is None:\n",
