@@ -12,7 +12,6 @@ import time
 import traceback
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -425,14 +424,14 @@ def test_queries_that_wait_end_with_their_connection(monkeypatch: pytest.MonkeyP
         nature = Nature(Limits(page_bytes_max=100_000), Quiet(), None, None, None, {})  # type: ignore[arg-type]
         reader = Reader("points", socket, nature, Source(store, store.snapshot, lambda _question, _peer: {}))
         monkeypatch.setattr(reader, "send", sent)
-        peer = Peer(b"c" * 16, "client", "process", Origin("here"), Grant("uid:1", OPERATOR), "uid:1")
+        peer = Peer(b"c" * 16, "client", "process", Origin("here"), Grant("uid:1", OPERATOR), "uid:1", None)
         queries = [Query(tag, 1 << 60, protocol.pack_body("raw_get", (b"large",))) for tag in range(LATER_MAX + 1)]
-        sender = SimpleNamespace(bytes=b"route")
         reader.handle(b"route", peer, Queries(queries[:-1]), 0)
-        assert not reader.deaf(peer, sender)  # type: ignore[arg-type]
+        frame = zmq.Frame()
+        assert not reader.deaf(b"route", peer, frame)
         reader.handle(b"route", peer, Queries(queries[:2]), 0)
-        assert reader.deaf(peer, sender)  # type: ignore[arg-type]
-        assert not reader.deaf(peer, SimpleNamespace(bytes=b"other"))  # type: ignore[arg-type]
+        assert reader.deaf(b"route", peer, frame)
+        assert not reader.deaf(b"other", peer, frame)
         reader.handle(b"route", peer, Goodbye(peer.client), 0)
         assert reader.patience_ms() > 0
         monkeypatch.setattr(reader, "send", lambda *_: False)

@@ -226,7 +226,7 @@ class Actor:
         """Say whether as many messages were taken in as can be held."""
         return False
 
-    def deaf(self, peer: Peer | None, frame: zmq.Frame) -> bool:
+    def deaf(self, route: bytes, peer: Peer | None, frame: zmq.Frame) -> bool:  # noqa: ARG002 - a subclass asks
         """
         Say whether a message is dropped unread, as a network would: its process has had its share of this turn.
 
@@ -261,7 +261,7 @@ class Actor:
     def _take(self, route: bytes, frames: list[zmq.Frame], arrived_us: int) -> None:
         frame = frames[0]
         peer = self.peers.get(route)
-        if self.deaf(peer, frame):
+        if self.deaf(route, peer, frame):
             self.counts["messages_dropped"] += 1
             return
         try:

@@ -172,13 +172,11 @@ class Reader(Actor):
         if told:
             self._tell(route, told)
 
-    def deaf(self, peer: Peer | None, sender: zmq.Frame) -> bool:
+    def deaf(self, route: bytes, peer: Peer | None, frame: zmq.Frame) -> bool:
         """Say whether a message is dropped unread: also where as many queries of its connection wait as may."""
-        if self._later:
-            route = sender.bytes
-            if sum(len(waiting[2]) for waiting in self._later if waiting[0] == route) >= LATER_MAX:
-                return True
-        return super().deaf(peer, sender)
+        if self._later and sum(len(waiting[2]) for waiting in self._later if waiting[0] == route) >= LATER_MAX:
+            return True
+        return super().deaf(route, peer, frame)
 
     def _tell(self, route: bytes, told: list[tuple[Answer, _Asked]]) -> bool:
         """Send answers in one frame, then log a line for each; ``False`` says that they were not taken."""

@@ -167,9 +167,9 @@ class Writer(Actor):
         """Say whether as many commands wait for their turn as may."""
         return self._turns.full
 
-    def deaf(self, peer: Peer | None, frame: zmq.Frame) -> bool:
+    def deaf(self, route: bytes, peer: Peer | None, frame: zmq.Frame) -> bool:
         """Say whether a message is dropped unread: also where as much of its process waits as may."""
-        return (peer is not None and self._turns.full_of(peer.sender)) or super().deaf(peer, frame)
+        return (peer is not None and self._turns.full_of(peer.sender)) or super().deaf(route, peer, frame)
 
     def handle(self, route: bytes, peer: Peer, message: protocol.Message, arrived_us: int) -> None:
         """Admit commands, settle identities, take goodbyes."""
