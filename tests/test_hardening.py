@@ -26,6 +26,7 @@ from dbmd.limits import Limits
 from dbmd.protocol import Cancel, Credit, Goodbye, Queries, Query, ScanRequest, Welcome
 from dbmd.storage import MemoryStore
 from dbmd_client import Administration, AppointmentsDBM, DbmdError, OpenError, SnapshotLostError
+from dbmd_client.link import Link
 from dbmd_client.traffic import OVERDUE_MS, Asked
 from dbmd_client.waiting import Waiter, now_ms
 from tests.daemon_process import DaemonProcess, private_runtime, until
@@ -33,7 +34,6 @@ from tests.daemon_process import DaemonProcess, private_runtime, until
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from dbmd_client.link import Link
 
 LONG_S = 20.0  # a call that takes this long hangs
 WELCOME = Welcome(1, "run", "0", 0, 0, {}, Limits().tell(), "path")
