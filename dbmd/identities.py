@@ -26,6 +26,7 @@ from __future__ import annotations
 from collections import Counter
 from functools import lru_cache
 from hashlib import blake2b, sha256
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from dbmd import protocol
@@ -100,7 +101,7 @@ class Identities:
         self._limits = limits
         self._expiry_ms = limits.identity_expiry_s * 1000
         self._clients: dict[bytes, _Client] = {}
-        self._touched: set[bytes] = set()
+        self._touched: dict[bytes, None] = {}
         self._forgotten: set[bytes] = set()
         self._departed: dict[bytes, None] = {}
         self._of: Counter[str] = Counter()
@@ -204,7 +205,7 @@ class Identities:
         # Where the birth is ahead, the record must outlive what `_check_new` would take for new. No
         # honest birth is ahead by more than the uptime that a crash can lose, and the expiry covers that.
         known.touched_ms = max(uptime_ms, min(birth, uptime_ms + self._expiry_ms))
-        self._touched.add(client)
+        self._touched[client] = None
 
     def forget(self, client: bytes, principal: str) -> None:
         """
@@ -246,7 +247,7 @@ class Identities:
     def writes(self) -> list[Write]:
         """Return one put for each client that the gathering group touched, and a delete for each given up."""
         writes: list[Write] = [Delete(RECORDS.start + client) for client in sorted(self._forgotten)]
-        writes += [Put(RECORDS.start + client, _written(self._clients[client])) for client in sorted(self._touched)]
+        writes += [Put(RECORDS.start + client, _written(self._clients[client])) for client in self._touched]
         return writes
 
     def committed(self) -> None:
@@ -263,7 +264,7 @@ class Identities:
 
 def _written(known: _Client) -> bytes:
     floor = known.floor
-    ends = sorted(known.completed.items()) + sorted(known.in_hand.items())  # a number is in one of the two
+    ends = chain(known.completed.items(), known.in_hand.items())  # a number is in one of the two
     completed = [(number, *end) for number, end in ends if number >= floor]
     return protocol.pack((RECORD_FORMAT, known.principal, known.birth, known.touched_ms, floor, completed))
 
