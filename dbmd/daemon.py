@@ -186,11 +186,11 @@ class Daemon:
         self.endpoint = doors.endpoint
         grants: dict[str, Grant] = {}
         nature = Nature(self._config.limits, self.log, self._welcome, self._store.in_place, self._died, grants)
-        source = Source(self._store, self._store.snapshot, self._administer)
         self._gate = Gate(
             doors.gate, nature, grants, doors.rules, store=doors.store, roles=doors.roles, monitors=doors.monitors
         )
-        self._writer = Writer(doors.sockets[0], nature, self._store, self._core)
+        writer = self._writer = Writer(doors.sockets[0], nature, self._store, self._core)
+        source = Source(self._store, self._store.snapshot, self._administer, lambda: writer.committed_ms)
         self._readers = [
             Reader(role, each, nature, source) for role, each in zip(ROLES[1:], doors.sockets[1:], strict=True)
         ]

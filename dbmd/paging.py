@@ -39,11 +39,12 @@ COUNT_SLICE_KEYS = 20_000  # about 20 ms of a reader's time, so that pages of ot
 
 
 class Send(NamedTuple):
-    """Send ``message`` (and a page's second frame) to whoever holds ``ticket``."""
+    """Send ``message`` (and a page's second frame) to whoever holds ``ticket``, and began to scan at ``opened_ms``."""
 
     ticket: Any
     message: Message
-    body: bytes | None = None
+    body: bytes | None
+    opened_ms: int
 
 
 class Cut(NamedTuple):
@@ -83,6 +84,7 @@ class Paging:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
+        self.page_bytes = limits.page_bytes_max  # of the next page: its driver may have smaller ones cut
         self._scans: dict[tuple[Any, int], _Open] = {}
         self._ready: deque[_Open] = deque()
 
@@ -178,7 +180,7 @@ class Paging:
                     self._ready.append(opened)
             else:
                 self.cancel(opened.ticket, opened.tag)
-            return Send(opened.ticket, message, body)
+            return Send(opened.ticket, message, body, opened.opened_ms)
         return None
 
     def expire(self, now_ms: int) -> list[Cut]:
@@ -217,10 +219,10 @@ class Paging:
                     break
 
     def _fill(self, records: Iterator[tuple[bytes, bytes]]) -> tuple[list[bytes], list[bytes], bool]:
-        """Take one page's records: it ends at the record that reaches ``page_bytes_max``."""
+        """Take one page's records: it ends at the record that reaches ``page_bytes``."""
         keys: list[bytes] = []
         found: list[bytes] = []
-        room = self._limits.page_bytes_max
+        room = self.page_bytes
         for key, value in records:
             keys.append(key)
             found.append(value)

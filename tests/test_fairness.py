@@ -10,9 +10,15 @@ import pytest
 import zmq
 
 from dbmd import protocol
+from dbmd.access import OPERATOR, Grant
 from dbmd.actors import actor as actor_room
 from dbmd.actors import writer as writer_room
-from dbmd.protocol import Command, Commands, Outcome
+from dbmd.actors.actor import Nature
+from dbmd.actors.peers import Origin, Peer
+from dbmd.actors.reader import BUSY_MS, GIVES_WAY_MS, Reader, Source
+from dbmd.limits import Limits
+from dbmd.protocol import Command, Commands, Outcome, ScanRequest
+from dbmd.storage import MemoryStore
 from dbmd.turns import Turns
 from dbmd_client import AppointmentsDBM
 from tests.crowd import DEADLINE_MS, STORES_MIN, VALUE, Crowd, Raw
@@ -20,6 +26,7 @@ from tests.daemon_process import DaemonProcess
 from tests.powercut.library import Library, compiler, leave_nothing
 from tests.simulation.fairness import Crowd as SimulatedCrowd
 from tests.simulation.network import CALLS
+from tests.simulation.world import Silence
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -170,3 +177,51 @@ def test_a_point_load_is_answered_beside_four_full_scans(tmp_path: Path) -> None
             slowest_s = max(slowest_s, time.monotonic() - began)
         assert all(scanner.process.poll() is None for scanner in scanners)
     assert slowest_s < LOAD_S_MAX
+
+
+class Rests:
+    """Stands in for the event a reader waits on, and keeps how long."""
+
+    def __init__(self) -> None:
+        self.waited_s: list[float] = []
+
+    def wait(self, timeout_s: float) -> None:
+        """Note it."""
+        self.waited_s.append(timeout_s)
+
+
+@pytest.mark.parametrize("opened_ms_ago, rests", [(0, True), (GIVES_WAY_MS + 1_000, False)], ids=["young", "old"])
+@pytest.mark.parametrize("busy", [True, False])
+def test_a_scan_gives_way_while_commands_are_committed(
+    busy: bool,  # noqa: FBT001 - a parameter
+    opened_ms_ago: int,
+    rests: bool,  # noqa: FBT001 - a parameter
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Beside commands its pages are a quarter as large, and a rest follows each; an old scan rests no more."""
+    store = MemoryStore({b"w%04d" % number: b"x" * 1_000 for number in range(400)})
+    sent: list[Any] = []
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as socket:
+        nature = Nature(Limits(page_bytes_max=100_000), Silence(), None, None, None, {})  # type: ignore[arg-type]
+        committed_ms = actor_room.clock_ms() - (0 if busy else BUSY_MS + 1_000)
+        source = Source(store, store.snapshot, lambda _question, _peer: {}, lambda: committed_ms)
+        reader = Reader("scans", socket, nature, source)
+
+        def take(_ticket: bytes, message: object, _body: object = None) -> bool:
+            sent.append(message)
+            return True
+
+        monkeypatch.setattr(reader, "send", take)
+        pauses = Rests()
+        monkeypatch.setattr(reader, "_stopping", pauses)
+        peer = Peer(b"c" * 16, "client", "process", Origin("here"), Grant("uid:1", OPERATOR), "uid:1", None)
+        body = protocol.pack_body("load_appointments_db", (b"w",))
+        with monkeypatch.context() as then:
+            earlier = actor_room.clock_ms() - opened_ms_ago
+            then.setattr("dbmd.actors.reader.clock_ms", lambda: earlier)
+            reader.handle(b"route", peer, ScanRequest(1, 1 << 60, 1, body), 0)
+        monkeypatch.setattr("dbmd.actors.reader.BUSY_MS", 500)  # however slow this machine is
+        reader.turn()
+    (page,) = sent
+    assert 20 < page.count < 30 if busy else 80 < page.count < 110
+    assert (len(pauses.waited_s) == 1 and pauses.waited_s[0] > 0) if busy and rests else not pauses.waited_s

@@ -77,6 +77,11 @@ class Writer(Actor):
         return self._core.sequence
 
     @property
+    def committed_ms(self) -> int:
+        """Return when the last group was committed; any thread may ask."""
+        return self._saved_ms
+
+    @property
     def remembered(self) -> int:
         """Return how many clients' outcomes are remembered; any thread may ask."""
         return len(self._core.identities)
