@@ -213,9 +213,11 @@ class GroupCommit:
     def _write(self, writes: tuple[Write, ...]) -> int:
         """Take writes into the group; return their bytes, which for an append are the whole list's."""
         size = 0
+        written = self._written
         for write in writes:
-            self._written[write.key] = write
-            size += len(write.key) + (len(write.value) if isinstance(write, Put) else 0)
+            key = write.key
+            written[key] = write
+            size += len(key) + (len(write.value) if type(write) is Put else 0)
         return size
 
     def _effect(self, body: bytes, role: Role) -> tuple[Operation, tuple[Any, ...], Effect]:

@@ -150,7 +150,7 @@ class AppointmentOperations(EntryOperations):
     def load_appointments_db(self, prefix: str) -> dict[str, Any]:
         """Load all data under a prefix, indexed by uuid, in key order."""
 
-    @operation(verbs.GetOne(ENTRIES, verbs.read_text))
+    @operation(verbs.GetOne(ENTRIES, values.read_text))
     def get_last_known_block(self, key: str) -> str | None:
         """Load the last known block under a key, or None."""
 
@@ -186,7 +186,7 @@ class AppointmentOperations(EntryOperations):
     def store_responder_tracker(self, uuid: str, tracker: Any) -> bool:  # noqa: ANN401
         """Store a tracker under its uuid, over any earlier one."""
 
-    @operation(verbs.GetOne(LOCATOR_MAPS, verbs.read_list), missing="info")
+    @operation(verbs.GetOne(LOCATOR_MAPS, values.read_list), missing="info")
     def load_locator_map(self, locator: str) -> list[str] | None:
         """Load the uuids of a locator, in the order they were appended, or None."""
 
@@ -222,11 +222,11 @@ class AppointmentOperations(EntryOperations):
     def batch_delete_responder_trackers(self, uuids: Iterable[str]) -> None:
         """Delete many trackers, all or none."""
 
-    @operation(verbs.GetOne(WATCHER_BLOCK, verbs.read_text))
+    @operation(verbs.GetOne(WATCHER_BLOCK, values.read_text))
     def load_last_block_hash_watcher(self) -> str | None:
         """Load the last block hash known by the Watcher, or None."""
 
-    @operation(verbs.GetOne(RESPONDER_BLOCK, verbs.read_text))
+    @operation(verbs.GetOne(RESPONDER_BLOCK, values.read_text))
     def load_last_block_hash_responder(self) -> str | None:
         """Load the last block hash known by the Responder, or None."""
 

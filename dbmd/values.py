@@ -81,6 +81,20 @@ def decode(data: bytes | memoryview) -> object:
     return value if _SCALARS.issuperset(map(type, values)) or _exact(values) else _decode_slowly(data)
 
 
+def read_text(data: bytes) -> str:
+    """Return bytes as the ``str`` they encode."""
+    return data.decode()
+
+
+def read_list(data: bytes) -> list[Any]:
+    """Return a JSON list; raises ``ValueError``."""
+    items = decode(data)
+    if not isinstance(items, list):
+        message = "the record is not a JSON list"
+        raise ValueError(message)  # noqa: TRY004 - what is wrong is the record, as with any other corrupt one
+    return items
+
+
 def _decode_slowly(data: bytes | memoryview) -> object:
     try:
         value: object = json.loads(bytes(data))

@@ -12,7 +12,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
-from dbmd import values
 from dbmd.access import Right
 from dbmd.effects import (
     Append,
@@ -28,7 +27,7 @@ from dbmd.effects import (
     check_value,
     segment,
 )
-from dbmd.keyspaces import ENTRIES, Keyspace, beside_reserved
+from dbmd.keyspaces import ENTRIES, RESERVED, Keyspace, beside_reserved
 from dbmd.protocol import Code
 from dbmd.storage import Delete, Put, Range
 
@@ -40,6 +39,7 @@ if TYPE_CHECKING:
     from dbmd.storage import Write
 
 Role: TypeAlias = Literal["writer", "points", "scans"]
+_new = tuple.__new__  # a named tuple's own constructor is a function of Python's
 
 
 def _wire(arguments: tuple[object, ...], *types: type) -> tuple[Any, ...]:
@@ -75,20 +75,6 @@ def check_text(argument: object) -> str:
     if not isinstance(argument, str):
         raise TypeError(f"must be str, not {type(argument).__name__}")
     return argument
-
-
-def read_text(data: bytes) -> str:
-    """Return bytes as the ``str`` they encode."""
-    return data.decode()
-
-
-def read_list(data: bytes) -> list[Any]:
-    """Return a JSON list; raises ``ValueError``."""
-    items = values.decode(data)
-    if not isinstance(items, list):
-        message = "the record is not a JSON list"
-        raise ValueError(message)  # noqa: TRY004 - what is wrong is the record, as with any other corrupt one
-    return items
 
 
 class Verb(ABC):
@@ -308,12 +294,17 @@ class WriteBatch(Verb):
         return Batch(tuple(self._writes(arguments, limits)))
 
     def _writes(self, arguments: tuple[Any, ...], limits: Limits) -> Iterator[Write]:
+        key_bytes_max, value_bytes_max = limits.key_bytes_max, limits.value_bytes_max
         for pair in arguments:
+            if len(pair) == 2 and type(pair[0]) is bytes and type(pair[1]) is bytes:  # noqa: PLR2004
+                key, value = pair
+                if len(key) <= key_bytes_max and len(value) <= value_bytes_max and not key.startswith(RESERVED):
+                    yield _new(Put, pair)
+                    continue
             key, value = _wire(pair, bytes, type(None) if len(pair) > 1 and pair[1] is None else bytes)
-            if value is None:
-                yield Delete(check_deleted(key))
-            else:
-                yield Put(check_key(key, limits), check_value(value, limits))
+            yield (
+                Delete(check_deleted(key)) if value is None else Put(check_key(key, limits), check_value(value, limits))
+            )
 
     def subjects(self, arguments: tuple[Any, ...]) -> tuple[bytes, ...]:
         return tuple(key for key, _ in arguments)

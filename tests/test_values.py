@@ -235,3 +235,16 @@ def test_lengths_that_do_not_fill_the_page_are_refused() -> None:
     for lengths in ([2], [2, 3], [2, 2, 2], []):
         with pytest.raises(ValueError, match="a page of"):
             values.split(body, lengths, TOKEN)
+
+
+@pytest.mark.parametrize("record", [b"{}", b"1", b"[", b"\xff"])
+def test_a_list_is_read_as_a_list_or_not_at_all(record: bytes) -> None:
+    """What is not a JSON list is a ``ValueError``, as any other corrupt record."""
+    assert values.read_list(b'["a", 1]') == ["a", 1]
+    with pytest.raises(ValueError):  # noqa: PT011 - the decoders' texts are not ours
+        values.read_list(record)
+
+
+def test_text_is_read_as_the_str_it_encodes() -> None:
+    """A block hash comes back as it was given."""
+    assert values.read_text("ab\u00e9".encode()) == "ab\u00e9"

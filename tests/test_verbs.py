@@ -146,17 +146,9 @@ def test_a_payload_is_read_as_the_operation_reads_its_records() -> None:
     """A missing record is None whatever reads it; a present one goes through the reader."""
     assert READS_JSON.decode(None, ("a",)) is None
     assert READS_JSON.decode(b"{}", ("a",)) == {}
-    assert verbs.GetOne(WATCHER_BLOCK, verbs.read_text).decode(b"", ()) == ""
+    assert verbs.GetOne(WATCHER_BLOCK, values.read_text).decode(b"", ()) == ""
     assert verbs.GetEntry().decode(b"", ("k",)) == b""
     assert verbs.CountRecords().decode({"users": 1}, ()) == {"users": 1}
-
-
-@pytest.mark.parametrize("record", [b"{}", b"1", b"[", b"\xff"])
-def test_a_list_is_read_as_a_list_or_not_at_all(record: bytes) -> None:
-    """What is not a JSON list is a ``ValueError``, as any other corrupt record."""
-    assert verbs.read_list(b'["a", 1]') == ["a", 1]
-    with pytest.raises(ValueError):  # noqa: PT011 - the decoders' texts are not ours
-        verbs.read_list(record)
 
 
 @pytest.mark.parametrize(

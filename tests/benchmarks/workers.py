@@ -140,7 +140,10 @@ def _serve(pipe: Connection) -> None:
 
 def quiet() -> None:
     """Let the client's logger speak from warnings on: the clients that dbmd is compared with log nothing."""
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+        cache_logger_on_first_use=True,  # as its own documentation has it for production
+    )
 
 
 def _do(task: Task, pipe: Connection) -> None:
