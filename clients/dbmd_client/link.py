@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import os
 import select
+from contextlib import suppress
 from threading import RLock, get_ident
 from typing import TYPE_CHECKING, Any
 
@@ -161,17 +162,27 @@ class Link:
     def _drain(self, socket: zmq.Socket[bytes], now: int) -> None:
         # Asked, because an Again costs ten times as much; and so, because EVENTS costs four times as much.
         while zmq_poll(self._inbox, 0):
-            head = socket.recv(NOBLOCK)
-            self._heard_ms, self._silences = now, 0
             try:
+                head = socket.recv(NOBLOCK)
+                self._heard_ms, self._silences = now, 0
                 message = frequent.decode(head)
                 # Only a page has a second frame; any other's would be refused as the message that it is read as.
                 more = type(message) is Page and socket.get(RCVMORE)
                 self._take(message, socket.recv(NOBLOCK, copy=False).buffer if more else None)
             except ProtocolError as error:
+                self._skip_rest(socket)
                 self._error(Error(error.code, f"the daemon sent what this client does not understand: {error}"))
+            except BaseException:  # a signal handler's: the rest would be refused as a message, to whoever waits
+                self._skip_rest(socket)
+                raise
             if len(self._waiters) == 1 and self._leader is not None and self._leader.done:
                 return  # it was all that anybody waits for; what else has come is for the next to take in
+
+    @staticmethod
+    def _skip_rest(socket: zmq.Socket[bytes]) -> None:
+        with suppress(zmq.ZMQError):  # closed
+            while socket.get(RCVMORE):
+                socket.recv(NOBLOCK, copy=False)
 
     def _take(self, message: protocol.Message, body: Any) -> None:  # noqa: ANN401 - a page's second frame
         if isinstance(message, Welcome):
