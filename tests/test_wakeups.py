@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from dbmd import frequent
 from dbmd.protocol import Page
 from dbmd_client import AppointmentsDBM
-from dbmd_client.link import Link
+from dbmd_client.link import LEADER_MS, Link
 from dbmd_client.waiting import Waiter
 from tests.daemon_process import DaemonProcess, private_runtime
 
@@ -63,3 +64,23 @@ def test_the_rest_of_an_interrupted_page_was_read_as_a_message(
     assert struck
     assert len(list(manager.db.iterator())) == RECORDS
     assert not other.done
+
+
+def test_a_waiter_that_was_left_behind_took_every_ring(manager: AppointmentsDBM) -> None:
+    """Where a handler raised in the middle of leaving, who waits later is handed the lead all the same, and at once."""
+    link: Link = manager._channel._links["points"]  # type: ignore[attr-defined]
+    manager.load_entry("k0000")
+    stale, leader, heir = Waiter(), Waiter(), Waiter()
+    with link.lock:
+        link._waiters |= {stale: None, leader: None, heir: None}
+        assert link._takes_the_lead(leader, 0)
+        link._leading_thread = 0
+        link._led_ms = 1 << 62
+        assert not link._takes_the_lead(heir, 0)
+        del link._waiters[leader]
+        link._leave(leader)
+    started = time.monotonic()
+    heir.sleep(LEADER_MS / 1000)
+    assert time.monotonic() - started < LEADER_MS / 2000
+    with link.lock:
+        link._waiters.clear()

@@ -301,9 +301,8 @@ class Link:
             self._waiters.pop(waiter, None)
             if self._leader is waiter or self._leader is None:  # none: it was rung to lead, and its own time was over
                 self._leader = None
-                for heir in self._waiters:
-                    if not heir.done:
-                        heir.ring()
+                for heir in [*self._waiters]:
+                    if not heir.done and heir.ring():  # one that does not sleep may be a call that is gone
                         break
         if self._traffic.abandoned:
             self.nudge()

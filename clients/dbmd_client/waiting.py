@@ -37,10 +37,12 @@ class Waiter:
             self.done = True
         self.ring()
 
-    def ring(self) -> None:
-        """Wake its thread, if it sleeps."""
-        if self._bell is not None and self._bell.locked():
-            self._bell.release()
+    def ring(self) -> bool:
+        """Wake its thread; ``False`` says that it neither sleeps nor is about to."""
+        if self._bell is None or not self._bell.locked():
+            return False
+        self._bell.release()
+        return True
 
     def hang(self) -> None:
         """Hang up the bell, under the link's lock: most are done by their own thread, and need none."""
