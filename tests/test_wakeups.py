@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +13,9 @@ import pytest
 from dbmd import frequent
 from dbmd.protocol import Page
 from dbmd_client import AppointmentsDBM
-from dbmd_client.link import LEADER_MS, Link
+from dbmd_client.link import LEADER_MS, PROBE_MS, Link
 from dbmd_client.waiting import Waiter
-from tests.daemon_process import DaemonProcess, private_runtime
+from tests.daemon_process import DaemonProcess, private_runtime, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -84,3 +87,60 @@ def test_a_waiter_that_was_left_behind_took_every_ring(manager: AppointmentsDBM)
     assert time.monotonic() - started < LEADER_MS / 2000
     with link.lock:
         link._waiters.clear()
+
+
+def test_a_leader_slept_on_what_its_predecessor_had_taken_in(
+    daemon: DaemonProcess, manager: AppointmentsDBM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who was succeeded as leader wakes its successor, where it takes in the answer that he sleeps for."""
+    assert daemon.running
+    link: Link = manager._channel._links["points"]  # type: ignore[attr-defined]
+    manager.load_entry("k0000")
+    woken: list[int] = []
+    monkeypatch.setattr(os, "eventfd_write", lambda *written: woken.append(written[1]))
+    old, new = Waiter(), Waiter()
+
+    def takes_in(*_: object) -> None:
+        new.finish(None)
+
+    def succeeded(_timeout: int) -> list[tuple[int, int]]:
+        link._leader = new
+        return [(0, 0)]
+
+    link._leader = old
+    link._poll = type("Poll", (), {"poll": staticmethod(succeeded)})()
+    monkeypatch.setattr(link, "_exchange", takes_in)
+    link._lead(old, 1 << 62)
+    assert woken
+    monkeypatch.undo()
+    link._leader = None
+    link._arm()
+
+
+def test_a_call_slept_on_though_its_handlers_call_had_taken_in_its_answer(
+    daemon: DaemonProcess, manager: AppointmentsDBM
+) -> None:
+    """A call that a handler of its own thread interrupts with another ends when that one does, if it was answered."""
+    link: Link = manager._channel._writer  # type: ignore[attr-defined]
+    ended: list[float] = []
+
+    def call(*_: object) -> None:
+        daemon.signal(signal.SIGCONT)
+        manager.create_entry("k0000", "inner")
+        ended.append(time.monotonic())
+
+    def interrupt() -> None:
+        until(lambda: link._leader is not None, "a leader")
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, call)
+    daemon.signal(signal.SIGSTOP)
+    helper = threading.Thread(target=interrupt)
+    try:
+        helper.start()
+        manager.create_entry("k0001", "outer")
+        assert time.monotonic() - ended[0] < PROBE_MS / 2000
+    finally:
+        daemon.signal(signal.SIGCONT)
+        helper.join()
+        signal.signal(signal.SIGUSR1, before)

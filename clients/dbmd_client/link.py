@@ -64,6 +64,7 @@ class Link:
         self._woken = (self._wake, select.POLLIN)
         self._leader: Waiter | None = None
         self._leading_thread = 0
+        self._deposed: list[Waiter] = []  # by their own threads' signal handlers, behind which they sleep on
         self._led_ms = self._looked_ms = 0
         self._pumping = False
         self._waiters: dict[Waiter, None] = {}
@@ -292,6 +293,8 @@ class Link:
             if self._leading_thread != get_ident() and now - self._led_ms < LEADER_MS:
                 waiter.hang()
                 return False
+            if self._leading_thread == get_ident():
+                self._deposed.append(self._leader)
             self._arm()
         self._leader, self._leading_thread, self._led_ms = waiter, get_ident(), now
         return True
@@ -299,6 +302,9 @@ class Link:
     def _leave(self, waiter: Waiter) -> None:
         with self.lock:
             self._waiters.pop(waiter, None)
+            if self._deposed:
+                self._deposed = [each for each in self._deposed if each is not waiter]
+                os.eventfd_write(self._wake, 1)  # they may sleep on what was taken in since
             if self._leader is waiter or self._leader is None:  # none: it was rung to lead, and its own time was over
                 self._leader = None
                 for heir in [*self._waiters]:
@@ -320,7 +326,7 @@ class Link:
             with self.lock:
                 if not events or now - self._looked_ms >= PROBE_MS:
                     silent_ms = self._look(waiter.since_ms, silent=not events)
-                self.pump(leading=True)
+                self.pump(leading=self._leader is waiter)
             if silent_ms >= PROBE_MS:
                 return waiter.done
         return True
