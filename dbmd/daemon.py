@@ -321,6 +321,9 @@ class Daemon:
     def _die(self) -> int:
         """End at once: what is on the disk is the truth, and the next daemon settles."""
         self._serving.withdraw()
+        for actor in self._actors:
+            with suppress(Exception):
+                actor.write_log()  # what the others have answered
         self.log.close()
         os._exit(1)
 

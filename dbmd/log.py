@@ -221,8 +221,8 @@ class Log:
     """
     The log of one daemon, shared by its threads.
 
-    Lines of events are handed to the sink and flushed at once. Lines of operations wait for
-    ``flush``, which an actor calls once per group, after its answers; it is the sink's own.
+    Lines of events are handed to the sink and flushed at once. Lines of operations wait for ``flush``, which an
+    actor calls when it has nothing else to do, or every 20 ms, after its answers; it is the sink's own.
     """
 
     def __init__(self, sink: Sink, renderer: JsonRenderer, level: str) -> None:

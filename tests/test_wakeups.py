@@ -12,13 +12,14 @@ import pytest
 
 from dbmd import frequent
 from dbmd.protocol import Page
-from dbmd_client import AppointmentsDBM
+from dbmd_client import AppointmentsDBM, UnknownOutcomeError
 from dbmd_client.link import LEADER_MS, PROBE_MS, Link
 from dbmd_client.waiting import Waiter
 from tests.daemon_process import DaemonProcess, private_runtime, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 RECORDS = 300
 
@@ -144,3 +145,19 @@ def test_a_call_slept_on_though_its_handlers_call_had_taken_in_its_answer(
         daemon.signal(signal.SIGCONT)
         helper.join()
         signal.signal(signal.SIGUSR1, before)
+
+
+def test_the_readers_last_lines_were_lost_when_the_writer_died(tmp_path: Path) -> None:
+    """What an actor answered stands in the log, though another actor's death ends the daemon at that moment."""
+    with private_runtime() as folder, DaemonProcess(tmp_path / "data", endpoint=f"ipc://{folder}/s") as process:
+        with AppointmentsDBM(process.endpoint, timeout_s=0.5) as manager:
+            manager.create_entry("key", "value")
+            manager.load_entry("key")
+            process.path.rename(tmp_path / "away")
+            for _ in range(5):
+                manager.load_entry("key")
+            with pytest.raises(UnknownOutcomeError):
+                manager.create_entry("key", "other")
+        assert process.process is not None
+        assert process.process.wait() == 1
+        assert [line.get("operation") for line in process.log_lines()].count("load_entry") == 6  # noqa: PLR2004

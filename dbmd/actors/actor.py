@@ -108,6 +108,7 @@ class Actor:
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._stopping = threading.Event()
         self._rows: list[Row] = []  # for the log, and not yet written
+        self._rows_lock = threading.Lock()
         self._written_ms = 0
         self._come = False  # a message is there, or what woke us looked like one
         self._drained = False  # the socket was asked for messages and had none, and nothing was sent since
@@ -129,6 +130,14 @@ class Actor:
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
+    def write_log(self) -> None:
+        """Write a line for each operation that was answered since the last time."""
+        self._written_ms = self.turned_ms
+        with self._rows_lock:  # the daemon asks, too, before it ends at once
+            rows, self._rows = self._rows, []
+        self.nature.log.operations(self.name, rows)
+        self.nature.log.flush()
+
     # --- The actor's own thread ---
 
     def _live(self) -> None:
@@ -148,22 +157,16 @@ class Actor:
                 if self._rows and (
                     idle or len(self._rows) >= ROWS_MAX or self.turned_ms - self._written_ms >= FLUSH_MS
                 ):
-                    self._write_log()
+                    self.write_log()
                 if self.turned_ms - self._swept_ms >= SWEEP_MS:
                     self._sweep()
             self.park()
-            self._write_log()
+            self.write_log()
             self._socket.close(linger=1_000)
         except BaseException as error:  # noqa: BLE001 - whatever it was, half a daemon must not go on
             with suppress(Exception):
-                self._write_log()
+                self.write_log()
             self.nature.died(self, error)
-
-    def _write_log(self) -> None:
-        """Write a line for each operation that was answered since the last time."""
-        rows, self._rows, self._written_ms = self._rows, [], self.turned_ms
-        self.nature.log.operations(self.name, rows)
-        self.nature.log.flush()
 
     def _sweep(self) -> None:
         """Forget the connections of processes that have ended, and with them their snapshots."""

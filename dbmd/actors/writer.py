@@ -155,7 +155,7 @@ class Writer(Actor):
         told = self._core.committed()
         self._send_answers(told)
         done_us = now_us()
-        self._rows += [_row(each, sealed.commands, sealed_us, commit_us, done_us) for each in told]
+        self._rows.extend([_row(each, sealed.commands, sealed_us, commit_us, done_us) for each in told])
 
     def _send_answers(self, told: list[Told]) -> None:
         """Send one frame of replies to each connection."""
@@ -214,7 +214,7 @@ class Writer(Actor):
         now = now_us()
         self._send_answers(told)
         done_us = now_us()
-        self._rows += [_row(each, None, now, None, done_us) for each in told]
+        self._rows.extend([_row(each, None, now, None, done_us) for each in told])
         for each in told:
             answer = each.answer
             if answer.outcome == Outcome.REFUSED and answer.payload[0] == Code.IDENTITY:
