@@ -310,6 +310,7 @@ _FIELDS: Declarations = {
 # Kinds are numbered in the order in which `Message` names their shapes.
 _KIND_OF: dict[type[Any], int] = {shape: int(kind) for kind, shape in zip(Kind, get_args(Message), strict=True)}
 _SHAPERS = {kind: Shaper(_FIELDS, shape) for shape, kind in _KIND_OF.items()}
+_UNPACKING = (ValueError, TypeError, LookupError, ArithmeticError, RecursionError, MemoryError, msgpack.UnpackException)
 
 
 def _no_extension(code: int, data: bytes) -> Any:  # noqa: ANN401, ARG001 - msgpack's own signature
@@ -345,9 +346,7 @@ def unpack(data: bytes | memoryview, items_max: int | None = None) -> Any:  # no
     maps = _Maps(len(data)) if len(data) > SMALL_BYTES_MAX else None
     try:  # its keywords are spelt out, because to unpack them from a dict would double the price
         return msgpack.unpackb(data, object_hook=maps, use_list=False, ext_hook=_no_extension, max_ext_len=0)
-    except ProtocolError:
-        raise
-    except Exception as error:  # noqa: BLE001 - msgpack's own, ValueError, RecursionError, UnicodeDecodeError alike
+    except _UNPACKING as error:  # not all: a signal handler of a client's may raise here
         text = f"the frame is not msgpack: {type(error).__name__} {error}".rstrip()
         raise ProtocolError(Code.MALFORMED, text) from None
 

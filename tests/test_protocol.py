@@ -389,3 +389,14 @@ def test_depth_is_bounded_by_msgpack_s_own_stack() -> None:
     for depth in (1025, 1_000_000):
         with pytest.raises(ProtocolError, match="StackError"):
             protocol.unpack(b"\x91" * depth + b"\xc0")
+
+
+def test_what_a_signal_handler_raised_was_called_no_msgpack(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a client's signal handler raises while a frame is unpacked passes, and is not said of the frame."""
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise TimeoutError
+
+    monkeypatch.setattr(msgpack, "unpackb", interrupted)
+    with pytest.raises(TimeoutError):
+        protocol.unpack(b"")
