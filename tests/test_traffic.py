@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
 from dbmd import protocol
 from dbmd.limits import Limits
 from dbmd.protocol import (
@@ -15,10 +19,15 @@ from dbmd.protocol import (
     Replies,
     Reply,
     ScanRequest,
+    Settle,
+    Settled,
     Welcome,
 )
-from dbmd_client.traffic import Asked, Commands, Pages
+from dbmd_client.traffic import OVERDUE_MS, Asked, Commands, Pages
 from dbmd_client.waiting import Waiter, now_ms
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 WELCOME = Welcome(1, "run", "0", 0, 0, {}, Limits().tell(), "path")
 
@@ -124,3 +133,88 @@ def test_a_deadline_that_passed_by_both_clocks_is_no_news() -> None:
         reply = Reply(1, 1, Outcome.FAILED, False, LATE, 0)  # noqa: FBT003
         commands.incoming(Replies(commands.session.client, [reply]), None)
         assert commands.astray is astray
+
+
+class Struck(Waiter):
+    """A waiter whose thread is to be told when a signal handler raises, in the thread that tells it."""
+
+    __slots__ = ("struck",)
+
+    def finish(self, value: Any) -> None:  # noqa: ANN401
+        """Be told only the second time."""
+        if not hasattr(self, "struck"):
+            self.struck = True
+            raise KeyboardInterrupt
+        super().finish(value)
+
+
+def interrupted(call: Callable[[], None]) -> None:
+    """Have a handler raise in the middle of it."""
+    with pytest.raises(KeyboardInterrupt):
+        call()
+
+
+def test_a_command_that_was_done_was_called_never_sent() -> None:
+    """A handler that raises while another's reply is taken in makes no command one that was never sent, or endless."""
+    commands, waiter = Commands(), Struck()
+    commands.greeted(WELCOME, 0)
+    commands.queue.append((b"body", 1 << 40, waiter))
+    assert len(list(commands.outgoing(0))) == 1
+    reply = Reply(1, 1, Outcome.DONE, True, None, 1)  # noqa: FBT003
+    interrupted(lambda: commands.incoming(Replies(commands.session.client, [reply]), None))
+    assert waiter in commands.begun  # so that it is unknown, were its time over now
+    commands.overdue(1)
+    assert waiter.value.reply == reply
+    assert commands.forsake(waiter) is None
+
+
+def test_a_question_whose_answer_was_interrupted_was_never_asked_again() -> None:
+    """What is wanted is let go of when whoever wants it was told: until then it is asked for."""
+    asked, waiter = Asked(), Struck()
+    tag = asked.query(b"body", 1 << 40, waiter)
+    assert len(list(asked.outgoing(1))) == 1
+    answers = Answers([Answer(tag, Outcome.DONE, None)])
+    interrupted(lambda: asked.incoming(answers, None))
+    asked.overdue(OVERDUE_MS + 2)
+    assert len(list(asked.outgoing(OVERDUE_MS + 2))) == 1
+    asked.incoming(answers, None)
+    assert (waiter.value, asked.queries) == (answers.answers[0], {})
+    commands, waiter = Commands(), Struck()
+    settled = Settled(1, Outcome.DONE, None)
+    commands.ask(Settle(1, b"c" * 16, 0, 1), waiter)
+    interrupted(lambda: commands.incoming(settled, None))
+    commands.incoming(settled, None)
+    assert (waiter.value, commands.asked) == (settled, {})
+
+
+def test_a_page_was_missing_from_a_scan_that_went_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page that a handler keeps from being taken is a gap, which ends the scan as lost."""
+
+    def strikes(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    asked, pages = scanned()
+    monkeypatch.setattr(pages, "add", strikes)
+    interrupted(lambda: asked.incoming(page(pages, 0), None))
+    monkeypatch.undo()
+    asked.incoming(page(pages, 1), None)
+    ((lost, _),) = pages.come
+    assert lost.outcome == Outcome.FAILED
+
+
+def test_a_page_that_came_was_told_to_nobody() -> None:
+    """A scan whose page was taken, and its thread not woken because a handler raised, is told within the second."""
+    asked, pages = scanned()
+    pages.waiter = Struck()
+    interrupted(lambda: asked.incoming(page(pages, 0), None))
+    asked.overdue(1)
+    assert (pages.waiter.done, len(pages.come)) == (True, 1)
+
+
+def test_the_answer_that_ends_a_scan_was_lost_to_its_thread() -> None:
+    """An answer that ends a scan is told, though a handler raises when it is taken in."""
+    asked, pages = scanned()
+    pages.waiter = Struck()
+    interrupted(lambda: asked.incoming(Answers([Answer(pages.tag, Outcome.FAILED, ("busy", "no room"))]), None))
+    asked.overdue(1)
+    assert pages.waiter.done

@@ -1,4 +1,9 @@
-"""What the links of one channel carry: commands with their session, queries and scans by their tags."""
+"""
+What the links of one channel carry: commands with their session, queries and scans by their tags.
+
+A signal handler may raise at any line here, in a thread that takes in what others wait for. So whoever waits is told
+first and what he asked for is let go of behind that: what is told twice does no harm.
+"""
 
 from __future__ import annotations
 
@@ -115,11 +120,12 @@ class Commands:
                 call = self.session.reply(message.client, reply)
                 if call is not None:
                     self.astray |= _astray(reply, call.deadline_ms)
-                    self.begun.pop(call.waiter, None)
                     call.waiter.finish(call)
+                    self.begun.pop(call.waiter, None)
         elif isinstance(message, Settled) and message.tag in self.asked:
             _check(message)
-            self.asked.pop(message.tag)[1].finish(message)
+            self.asked[message.tag][1].finish(message)
+            del self.asked[message.tag]
 
     def timed(self, welcome: Welcome, now: int) -> None:
         """Learn the daemon's time."""
@@ -134,6 +140,9 @@ class Commands:
     def overdue(self, now: int) -> None:
         """Send again what has waited too long."""
         self.session.overdue(now, OVERDUE_MS)
+        for call in [call for call in self.begun.values() if call.reply is not None]:
+            call.waiter.finish(call)  # a handler raised before it was told
+            del self.begun[call.waiter]
         if self.asked and now - self._asked_ms > OVERDUE_MS:
             self._asked_ms = now
             self._due = deque(settle for settle, _ in self.asked.values())
@@ -206,15 +215,17 @@ class Asked:
             for answer in message.answers:
                 _check(answer)
                 if answer.tag in self.queries:
-                    query, waiter = self.queries.pop(answer.tag)
+                    query, waiter = self.queries[answer.tag]
                     self.astray |= _astray(answer, query.deadline_ms)
                     waiter.finish(answer)
+                    del self.queries[answer.tag]
                 elif answer.tag in self.scans:
                     if answer.outcome == DONE:
                         raise ProtocolError(Code.MALFORMED, "a scan is done by its last page, not by an answer")
-                    pages = self.scans.pop(answer.tag)
+                    pages = self.scans[answer.tag]
                     self.astray |= _astray(answer, pages.request.deadline_ms)
                     pages.add(answer, None)
+                    del self.scans[answer.tag]
         elif isinstance(message, Page) and message.tag in self.scans:
             self._page(self.scans[message.tag], message, body)
 
@@ -225,8 +236,8 @@ class Asked:
             pages.add(lost, None)
             self.abandoned.append(pages)
         elif page.count or page.last or page.number == PAGE_UNNUMBERED:
-            pages.expected += 1
             pages.add(page, body)
+            pages.expected += 1  # behind it: were a handler to raise between, the page would be missed, not its gap
             if page.last:
                 del self.scans[page.tag]
 
@@ -263,6 +274,9 @@ class Asked:
         for tag, (query, waiter) in self.queries.items():
             if waiter.sent_ms and now - waiter.sent_ms > OVERDUE_MS:
                 self._due[tag] = query
+        for pages in self.scans.values():
+            if pages.come and not pages.waiter.done:
+                pages.waiter.finish(None)  # a handler raised before it was told
         if now - self._poked_ms > OVERDUE_MS:
             self._poked_ms = now
             self._pokes = [Credit(tag, 0) for tag, pages in self.scans.items() if not pages.come]

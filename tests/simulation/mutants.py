@@ -320,8 +320,8 @@ MUTANTS = (
         "answer to another's question",
         "every outcome told is true",
         TRAFFIC,
-        "            self.asked.pop(message.tag)[1].finish(message)\n",
-        "            self.asked.popitem()[1][1].finish(message)\n",
+        "            self.asked[message.tag][1].finish(message)\n",
+        "            next(iter(self.asked.values()))[1].finish(message)\n",
     ),
 )  # fmt: skip
 
