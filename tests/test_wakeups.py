@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -160,4 +161,121 @@ def test_the_readers_last_lines_were_lost_when_the_writer_died(tmp_path: Path) -
                 manager.create_entry("key", "other")
         assert process.process is not None
         assert process.process.wait() == 1
-        assert [line.get("operation") for line in process.log_lines()].count("load_entry") == 6  # noqa: PLR2004
+        assert [line.get("operation") for line in process.log_lines()].count("load_entry") == 6
+
+
+class Struck:
+    """A call that is made, once, and then interrupted by a signal handler that raises."""
+
+    def __init__(self, call: Any, *, before: bool = False) -> None:  # noqa: ANN401
+        self._call = call
+        self._before = before
+        self.times = 0
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:  # noqa: ANN401
+        """Make it."""
+        self.times += 1
+        if self.times == 1 and self._before:
+            raise KeyboardInterrupt
+        result = self._call(*arguments, **named)
+        if self.times == 1:
+            raise KeyboardInterrupt
+        return result
+
+
+def test_a_waiter_stayed_where_leaving_was_interrupted(
+    manager: AppointmentsDBM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A handler that raises while its thread waits to leave leaves no waiter behind."""
+    link: Link = manager._channel._links["points"]  # type: ignore[attr-defined]
+    monkeypatch.setattr(link, "_leave", Struck(link._leave, before=True))
+    with pytest.raises(KeyboardInterrupt):
+        manager.load_entry("k0000")
+    assert not link._waiters
+    assert link._leader is None
+
+
+def test_a_command_interrupted_in_the_queue_was_sent_with_the_next(
+    manager: AppointmentsDBM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call that is interrupted as soon as its command is in the queue takes it out again."""
+    commands = manager._channel._commands  # type: ignore[attr-defined]
+
+    class Queue(deque[Any]):
+        """A queue behind whose first entry a handler raises."""
+
+        def append(self, entry: Any) -> None:  # noqa: ANN401
+            """Take it, and be struck."""
+            super().append(entry)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(commands, "queue", Queue())
+    with pytest.raises(KeyboardInterrupt):
+        manager.create_entry("never", "sent")
+    assert not commands.queue
+    manager.create_entry("k0000", "value")
+    assert manager.load_entry("never") is None
+
+
+def test_a_closed_socket_was_kept_for_good(manager: AppointmentsDBM) -> None:
+    """A handler that raises while a connection is dropped leaves none that is closed: the next call makes another."""
+    link: Link = manager._channel._links["points"]  # type: ignore[attr-defined]
+    manager.load_entry("k0000")
+    socket = link._socket
+    assert socket is not None
+    link._socket = type("Socket", (), {"close": Struck(socket.close)})()
+    with pytest.raises(KeyboardInterrupt):
+        link.drop()
+    assert manager.load_entry("k0002") == b"v" * 100
+
+
+def test_a_welcome_was_taken_and_its_traffic_not_told(
+    manager: AppointmentsDBM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection counts as greeted when its traffic was told: else nothing would ever be sent on it."""
+    link: Link = manager._channel._writer  # type: ignore[attr-defined]
+    commands = manager._channel._commands  # type: ignore[attr-defined]
+    greeted = Struck(commands.greeted, before=True)
+    monkeypatch.setattr(commands, "greeted", greeted)
+    commands.session.birth = None
+    with link.lock:
+        link.greet_again(commands.session.client)
+    with pytest.raises(KeyboardInterrupt):
+        manager.create_entry("k0000", "interrupted")
+    manager.create_entry("k0000", "value")
+    assert greeted.times == 2
+
+
+def test_the_lock_stayed_with_a_nudge_that_was_interrupted(manager: AppointmentsDBM) -> None:
+    """Wherever a handler raises in a nudge, the lock is given back."""
+
+    class Struck(Exception):  # noqa: N818
+        """What the handler raises."""
+
+    def strikes(*_: object) -> None:
+        raise Struck
+
+    link: Link = manager._channel._links["scans"]  # type: ignore[attr-defined]
+    list(manager.db.iterator())
+    free: list[bool] = []
+    before = signal.signal(signal.SIGALRM, strikes)
+    try:
+        link._traffic.abandoned.append(None)
+        link._pumping = True
+        for _ in range(300):
+            try:
+                signal.setitimer(signal.ITIMER_REAL, 0.0002)
+                while True:
+                    link.nudge()
+            except Struck:
+                continue
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        link._pumping = False
+        link._traffic.abandoned.clear()
+    other = threading.Thread(target=lambda: free.append(link.lock.acquire(blocking=False)))
+    other.start()
+    other.join()
+    assert free == [True]
+    link.lock = threading.RLock()  # the other thread's went with it

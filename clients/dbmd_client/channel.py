@@ -157,14 +157,14 @@ class Channel:
     def _command(self, operation: Operation, body: bytes, deadline_ms: int) -> Result:
         commands, link = self._commands, self._writer
         waiter = Waiter()
-        with link.lock:
-            renewed = commands.session.renew(now_ms())
-            if renewed:
-                link.greet_again(commands.session.client)
-            commands.queue.append((body, deadline_ms, waiter))
-        for reader in (self._links["points"], self._links["scans"]) if renewed else ():
-            reader.go_on_as(commands.session.client)
         try:
+            with link.lock:
+                renewed = commands.session.renew(now_ms())
+                if renewed:
+                    link.greet_again(commands.session.client)
+                commands.queue.append((body, deadline_ms, waiter))
+            for reader in (self._links["points"], self._links["scans"]) if renewed else ():
+                reader.go_on_as(commands.session.client)
             self._await(link, waiter, deadline_ms)
         finally:
             # Also when a signal handler raised: nobody waits any more, so nothing is sent again for it.

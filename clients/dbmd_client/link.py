@@ -115,13 +115,12 @@ class Link:
 
     def drop(self) -> None:
         """Let go of the connection; the next call makes another."""
+        socket, self._socket, self.greeting = self._socket, None, False  # first: none may be left that is closed
         self._dialling.done()
-        if self._socket is not None:
-            self._socket.close(0)
-            self._socket = None
+        if socket is not None:
+            socket.close(0)
             if self._leader is not None:
                 os.eventfd_write(self._wake, 1)  # it sleeps on the old descriptor
-        self.greeting = False
 
     def post(self, frame: bytes) -> None:
         """Send a frame that needs no answer, if there is a greeted connection."""
@@ -202,8 +201,9 @@ class Link:
         self.welcome, self.refusal = welcome, None
         self._traffic.timed(welcome, now_ms())
         if not self.greeting or known is None or known.run != welcome.run:
-            self.greeting = True
+            self.greeting = False  # as long as a signal handler that raises may keep the traffic from hearing of it
             self._traffic.greeted(welcome, now_ms())
+            self.greeting = True
 
     def _error(self, error: Error) -> None:
         if error.code == Code.HELLO:
@@ -237,13 +237,17 @@ class Link:
 
         Whoever holds the lock looks for what was abandoned before, or on its way out.
         """
-        while self.greeting and self._traffic.abandoned and self.lock.acquire(blocking=False):
+        while self.greeting and self._traffic.abandoned:
+            taken: list[bool] = []
             try:
-                if self._pumping:
+                # In one step, behind which it is known whether the lock is ours: a signal handler may raise next.
+                taken.extend(map(self.lock.acquire, (False,)))
+                if not taken[0] or self._pumping:
                     return
                 self.pump()
             finally:
-                self.lock.release()
+                if True in taken:
+                    self.lock.release()
 
     def reset(self, endpoint: str | None = None) -> None:
         """Make the connection anew, perhaps to another endpoint."""
@@ -283,7 +287,11 @@ class Link:
                 leads = None
             return True
         finally:
-            self._leave(waiter)
+            try:
+                self._leave(waiter)
+            except BaseException:  # a signal handler's, for instance while it waits for the lock
+                self._leave(waiter)
+                raise
 
     def _takes_the_lead(self, waiter: Waiter, now: int) -> bool:
         """Lead if nobody does: nor one that went silent, nor this very thread, whose signal handler now waits."""
@@ -303,7 +311,7 @@ class Link:
         with self.lock:
             self._waiters.pop(waiter, None)
             if self._deposed:
-                self._deposed = [each for each in self._deposed if each is not waiter]
+                self._deposed = [each for each in self._deposed if each in self._waiters]
                 os.eventfd_write(self._wake, 1)  # they may sleep on what was taken in since
             if self._leader is waiter or self._leader is None:  # none: it was rung to lead, and its own time was over
                 self._leader = None
