@@ -25,8 +25,8 @@ faster: `.venv/bin/python -m tests.benchmarks --help`.
   disk. The clients' own loggers speak from warnings on, because the clients of the others log nothing.
 - Redis runs with `appendonly yes`, `appendfsync always` and `save ""` behind a Unix socket, and is driven by redis-py
   with hiredis. SQLite is in WAL mode with `synchronous=FULL`, one connection a process; LMDB syncs, as by default.
-- Records are appointments of 0.65 to 1.2 kB under random keys. Every side encodes with `json.dumps`, as a tower's disk
-  has it, and decodes with orjson, as dbmd's client does.
+- Records are appointments of 0.65 to 1.2 kB under random keys, stored as `json.dumps` writes them: the others call it,
+  as does whoever writes a batch; dbmd's own methods have orjson write the same. Every side decodes with orjson.
 - CPU time is that of one record: of all client processes together, and of the server's process with all its threads.
 - What is loaded whole goes into an empty process, and freeing it is not counted.
 """
