@@ -8,7 +8,7 @@ Every line is one JSON object in ASCII (or one console line) and starts with the
 ``component``   the actor or room that speaks
 ``event``       what happened, in constant words; ``operation`` for the lines below
 
-The daemon writes one line per operation, after its answer, with these fields besides:
+The daemon writes one line per operation, within about 20 ms of its answer, with these fields besides:
 
 ``operation``        the operation's name in the registry
 ``uuid``, ``locator``, ``key`` or ``keys``

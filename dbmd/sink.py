@@ -120,7 +120,7 @@ class Sink:
             self._held_bytes += len(line)
 
     def append_now(self, line: bytes) -> None:
-        """Append ``line`` and flush: for lines that no group's flush will follow."""
+        """Append ``line`` and flush: for lines that no other flush will follow."""
         self.append(line)
         self.flush()
 

@@ -102,6 +102,11 @@ def test_another_command_under_a_number_is_refused_in_hand_and_known(table: Tabl
     assert table.code(A, 1, digest=digest_of(b"else")) == Code.IDENTITY
 
 
+def test_a_digest_is_part_of_the_records_format() -> None:
+    """What earlier runs recorded is compared with what this one computes, so the function never changes in silence."""
+    assert digest_of(b"body").hex() == "230d8358dc8e8890"
+
+
 def test_whoever_settles_needs_no_digest(table: Table) -> None:
     """The digest of no command matches every one."""
     table.apply(A, 1)
