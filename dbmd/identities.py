@@ -56,9 +56,7 @@ def digest_of(body: bytes) -> bytes:
     It lies in the completion records: by another function a copy of what was applied before would be taken for another
     command, and its client told that it was refused. So another one needs another ``RECORD_FORMAT``.
     """
-    return sha256(body).digest()[
-        :DIGEST_BYTES
-    ]  # a processor's own, where it has one: 0.7 of blake2b for 800 bytes
+    return sha256(body).digest()[:DIGEST_BYTES]  # a processor's own, where it has one: 0.7 of blake2b for 800 bytes
 
 
 @lru_cache(SHOWN_MAX)
