@@ -411,12 +411,11 @@ int poll(struct pollfd *these, nfds_t count, int timeout_ms)
 {
     REAL(poll);
     actor |= count == 2;
-    if (writer && count == 2) { /* its mailbox and its bell: a turn begins */
+    if (writer && count == 2) /* its mailbox and its bell: a turn begins */
         atomic_store(&state->phase, GATHERING);
-        if (fails(POLL_FAILS, ANY)) {
-            errno = ENOMEM;
-            return -1;
-        }
+    if (writer && count == 1 && fails(POLL_FAILS, ANY)) { /* libzmq's own: it looks whether its other thread has word */
+        errno = ENOMEM;
+        return -1;
     }
     return real(these, count, timeout_ms);
 }
