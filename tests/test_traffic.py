@@ -13,6 +13,7 @@ from dbmd.protocol import (
     Answer,
     Answers,
     Cancel,
+    Error,
     Outcome,
     Page,
     Queries,
@@ -218,3 +219,13 @@ def test_the_answer_that_ends_a_scan_was_lost_to_its_thread() -> None:
     interrupted(lambda: asked.incoming(Answers([Answer(pages.tag, Outcome.FAILED, ("busy", "no room"))]), None))
     asked.overdue(1)
     assert pages.waiter.done
+
+
+def test_an_answer_replaces_a_failure_that_nobody_has_taken_yet() -> None:
+    """A call that failed for its thread, and was answered before it let go, is done: else it was called never sent."""
+    waiter, reply = Waiter(), Reply(1, 1, Outcome.DONE, True, None, 1)  # noqa: FBT003 - a wire's field
+    waiter.finish(Error("missing", "no daemon could be started"))
+    waiter.finish(reply)
+    assert waiter.value is reply
+    waiter.finish(Error("closed", "the database was closed"))
+    assert waiter.value is reply

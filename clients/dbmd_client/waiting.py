@@ -6,6 +6,8 @@ import time
 from _thread import LockType, allocate_lock
 from typing import TYPE_CHECKING, Any, Protocol
 
+from dbmd.protocol import Error
+
 if TYPE_CHECKING:
     from collections import deque
     from collections.abc import Iterable
@@ -31,8 +33,12 @@ class Waiter:
         self._bell: LockType | None = None
 
     def finish(self, value: Any) -> None:  # noqa: ANN401
-        """Settle it, unless it is settled, and wake its thread: what was answered did not fail before it was taken."""
-        if not self.done:
+        """
+        Settle it, and wake its thread. No failure replaces an answer; an answer replaces a failure not yet taken.
+
+        Else a command of which both came would have neither: it is no longer under way, and called never sent.
+        """
+        if not self.done or isinstance(self.value, Error):
             self.value = value
             self.done = True
         self.ring()
