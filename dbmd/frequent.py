@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from dbmd import protocol
 from dbmd.protocol import Answer, Answers, Command, Commands, Kind, Queries, Query, Replies, Reply
-from dbmd.shapes import ITEMS_MAX
+from dbmd.shapes import ITEMS_MAX, new
 
 if TYPE_CHECKING:
     from dbmd.protocol import Message
 
 NUMBER_BITS = 63  # of a number that is neither negative nor above ``NUMBER_MAX`` all others are 0
 QUERIES, ANSWERS, COMMANDS, REPLIES = int(Kind.QUERIES), int(Kind.ANSWERS), int(Kind.COMMANDS), int(Kind.REPLIES)
-_new = tuple.__new__  # a named tuple's own constructor is a function of Python's
 
 
 class _DoubtError(Exception):
@@ -30,7 +29,7 @@ def _query(fields: Any) -> Query:  # noqa: ANN401 - untrusted
     if type(fields) is tuple and len(fields) == 3:  # noqa: PLR2004 - as declared, like those below
         tag, deadline_ms, body = fields
         if type(tag) is type(deadline_ms) is int and type(body) is bytes and not (tag | deadline_ms) >> NUMBER_BITS:
-            return _new(Query, fields)
+            return new(Query, fields)
     raise _DoubtError
 
 
@@ -38,7 +37,7 @@ def _answer(fields: Any) -> Answer:  # noqa: ANN401 - untrusted
     if type(fields) is tuple and len(fields) == 3:  # noqa: PLR2004
         tag, outcome, _ = fields
         if type(tag) is type(outcome) is int and not (tag | outcome) >> NUMBER_BITS:
-            return _new(Answer, fields)
+            return new(Answer, fields)
     raise _DoubtError
 
 
@@ -50,7 +49,7 @@ def _command(fields: Any) -> Command:  # noqa: ANN401 - untrusted
             and type(body) is bytes
             and not (number | attempt | deadline_ms) >> NUMBER_BITS
         ):
-            return _new(Command, fields)
+            return new(Command, fields)
     raise _DoubtError
 
 
@@ -62,7 +61,7 @@ def _reply(fields: Any) -> Reply:  # noqa: ANN401 - untrusted
             and type(recorded) is bool
             and not (number | attempt | outcome | group) >> NUMBER_BITS
         ):
-            return _new(Reply, fields)
+            return new(Reply, fields)
     raise _DoubtError
 
 
@@ -74,15 +73,15 @@ def _quickly(fields: Any) -> Message:  # noqa: ANN401 - untrusted
     if len(items) > ITEMS_MAX:
         raise _DoubtError
     if kind == ANSWERS and count == 2:  # noqa: PLR2004
-        return _new(Answers, ([*map(_answer, items)],))
+        return new(Answers, ([*map(_answer, items)],))
     if kind == QUERIES and count == 2:  # noqa: PLR2004
-        return _new(Queries, ([*map(_query, items)],))
+        return new(Queries, ([*map(_query, items)],))
     if kind == REPLIES and count == 3 and type(fields[1]) is bytes:  # noqa: PLR2004
-        return _new(Replies, (fields[1], [*map(_reply, items)]))
+        return new(Replies, (fields[1], [*map(_reply, items)]))
     if kind == COMMANDS and count == 5 and type(fields[1]) is bytes:  # noqa: PLR2004
         _, client, birth, floor, _ = fields
         if type(birth) is type(floor) is int and not (birth | floor) >> NUMBER_BITS:
-            return _new(Commands, (client, birth, floor, [*map(_command, items)]))
+            return new(Commands, (client, birth, floor, [*map(_command, items)]))
     raise _DoubtError
 
 

@@ -29,6 +29,7 @@ from dbmd.effects import (
 )
 from dbmd.keyspaces import ENTRIES, RESERVED, Keyspace, beside_reserved
 from dbmd.protocol import Code
+from dbmd.shapes import new
 from dbmd.storage import Delete, Put, Range
 
 if TYPE_CHECKING:
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
     from dbmd.storage import Write
 
 Role: TypeAlias = Literal["writer", "points", "scans"]
-_new = tuple.__new__  # a named tuple's own constructor is a function of Python's
 
 
 def _wire(arguments: tuple[object, ...], *types: type) -> tuple[Any, ...]:
@@ -299,7 +299,7 @@ class WriteBatch(Verb):
             if len(pair) == 2 and type(pair[0]) is bytes and type(pair[1]) is bytes:  # noqa: PLR2004
                 key, value = pair
                 if len(key) <= key_bytes_max and len(value) <= value_bytes_max and not key.startswith(RESERVED):
-                    yield _new(Put, pair)
+                    yield new(Put, pair)
                     continue
             key, value = _wire(pair, bytes, type(None) if len(pair) > 1 and pair[1] is None else bytes)
             yield (

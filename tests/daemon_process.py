@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 import orjson
 
 from dbmd import places, rendezvous
+from dbmd_client import AppointmentsDBM
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -237,3 +238,17 @@ class DaemonProcess:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+@contextmanager
+def small_pages(folder: Path, records: int) -> Iterator[DaemonProcess]:
+    """Yield a daemon whose pages are small, with records for a scan of many pages."""
+    config = folder / "dbmd.toml"
+    config.write_text("[limits]\npage_bytes_max = 4096\n")
+    with private_runtime() as runtime:
+        arguments = ("--config", str(config))
+        with DaemonProcess(folder / "data", endpoint=f"ipc://{runtime}/s", arguments=arguments) as process:
+            with AppointmentsDBM(process.endpoint) as manager, manager.db.write_batch() as batch:
+                for number in range(records):
+                    batch.put(b"k%04d" % number, b"v" * 100)
+            yield process

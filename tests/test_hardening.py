@@ -29,7 +29,7 @@ from dbmd_client import Administration, AppointmentsDBM, DbmdError, OpenError, S
 from dbmd_client.link import Link
 from dbmd_client.traffic import OVERDUE_MS, Asked
 from dbmd_client.waiting import Waiter, now_ms
-from tests.daemon_process import DaemonProcess, private_runtime, until
+from tests.daemon_process import DaemonProcess, private_runtime, small_pages, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -42,15 +42,8 @@ WELCOME = Welcome(1, "run", "0", 0, 0, {}, Limits().tell(), "path")
 @pytest.fixture(scope="module")
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonProcess]:
     """Yield a daemon whose pages are small, with records for a scan of many pages."""
-    with private_runtime() as folder:
-        config = tmp_path_factory.mktemp("daemon") / "dbmd.toml"
-        config.write_text("[limits]\npage_bytes_max = 4096\n")
-        where = config.with_name("data")
-        with DaemonProcess(where, endpoint=f"ipc://{folder}/s", arguments=("--config", str(config))) as process:
-            with AppointmentsDBM(process.endpoint) as manager, manager.db.write_batch() as batch:
-                for number in range(300):
-                    batch.put(b"k%04d" % number, b"v" * 100)
-            yield process
+    with small_pages(tmp_path_factory.mktemp("daemon"), 300) as process:
+        yield process
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from dbmd.protocol import Page
 from dbmd_client import AppointmentsDBM, UnknownOutcomeError
 from dbmd_client.link import LEADER_MS, PROBE_MS, Link
 from dbmd_client.waiting import Waiter
-from tests.daemon_process import DaemonProcess, private_runtime, until
+from tests.daemon_process import DaemonProcess, private_runtime, small_pages, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,15 +28,8 @@ RECORDS = 300
 @pytest.fixture(scope="module")
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonProcess]:
     """Yield a daemon whose pages are small, with records for a scan of many pages."""
-    with private_runtime() as folder:
-        config = tmp_path_factory.mktemp("daemon") / "dbmd.toml"
-        config.write_text("[limits]\npage_bytes_max = 4096\n")
-        where = config.with_name("data")
-        with DaemonProcess(where, endpoint=f"ipc://{folder}/s", arguments=("--config", str(config))) as process:
-            with AppointmentsDBM(process.endpoint) as manager, manager.db.write_batch() as batch:
-                for number in range(RECORDS):
-                    batch.put(b"k%04d" % number, b"v" * 100)
-            yield process
+    with small_pages(tmp_path_factory.mktemp("daemon"), RECORDS) as process:
+        yield process
 
 
 @pytest.fixture
