@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dbmd import operations, protocol
+from dbmd import frequent, operations, protocol
 from dbmd.access import OPERATOR, Grant
 from dbmd.commit import GroupCommit
 from dbmd.effects import Append, Batch, Count, Get, RefusedError, Replace, Scan, segment
@@ -25,6 +25,7 @@ from dbmd.protocol import (
     Settle,
     Welcome,
 )
+from dbmd.shapes import FRAME_ITEMS_MAX
 from dbmd.storage import MemoryStore
 from dbmd_client import traffic
 from dbmd_client.waiting import Waiter
@@ -52,7 +53,7 @@ class Daemon:
         """Take a frame as an actor would; return how it was refused. Any other exception is a finding."""
         self.taken += 1
         try:
-            return self._take(protocol.decode(frame))
+            return self._take(frequent.decode(frame, FRAME_ITEMS_MAX))
         except (ProtocolError, RefusedError) as error:
             return str(error)
         finally:
@@ -145,7 +146,7 @@ class Tower:
     def take(self, frame: bytes, body: bytes | None) -> str:
         """Take a frame as a link would; return how it was refused. Any other exception is a finding."""
         try:
-            message = protocol.decode(frame)
+            message = frequent.decode(frame)
             if isinstance(message, Welcome):
                 Limits.told(message.limits)
                 self.commands.greeted(message, 1)
