@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from dbmd.access import Right
 
 RAISES: Final = object()
+DONE: Final = int(Outcome.DONE)
 
 
 class Result(NamedTuple):
@@ -89,11 +90,8 @@ class Operation:
     corrupt: Any
     collect: Callable[[Operation, tuple[Any, ...], Iterator[Received | None]], Any] | None
     right: Right
-
-    @property
-    def writes(self) -> bool:
-        """Say whether this is a command, which carries an identity, and not a query."""
-        return self.verb.role == "writer"
+    writes: bool
+    """Whether this is a command, which carries an identity, and not a query."""
 
     def perform(self, channel: Channel, logger: Logger, arguments: tuple[Any, ...]) -> Any:  # noqa: ANN401
         """Do it through ``channel``, with the manners of the method."""
@@ -119,7 +117,7 @@ class Operation:
     def _finish(
         self, channel: Channel, logger: Logger, arguments: tuple[Any, ...], wire: tuple[Any, ...], result: Result
     ) -> Any:  # noqa: ANN401
-        if result.outcome != Outcome.DONE:
+        if result.outcome != DONE:
             if result.payload[0] == Code.PRECONDITION:
                 self._log(
                     logger, self.refused_level or "error", f"{self.name} refused: {result.payload[1]}", wire, result

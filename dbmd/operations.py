@@ -51,8 +51,9 @@ def operation(  # noqa: PLR0913 - a declaration says everything once
 
     def declare(method: Callable[P, R]) -> Callable[P, R]:
         signature = inspect.signature(method)
+        manners = (returns, wrong_type, says, refused, missing, corrupt)
         declared = Operation(
-            method.__name__, verb, signature, returns, wrong_type, says, refused, missing, corrupt, collect, verb.right
+            method.__name__, verb, signature, *manners, collect, verb.right, writes=verb.role == "writer"
         )
         if declared.name in REGISTRY:
             message = f"operation {declared.name} is declared twice"

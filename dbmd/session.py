@@ -22,6 +22,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from dbmd.protocol import Code, Command, Commands, Outcome, Reply
+from dbmd.shapes import new
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 # A refusal that holds for every copy alike, whether recorded or not.
 _FINAL_UNRECORDED = frozenset({Code.DEADLINE, Code.EXPIRED, Code.IDENTITY})
+DONE, EXPIRED = int(Outcome.DONE), int(Outcome.EXPIRED)
 COMMAND_OVERHEAD_BYTES = 64  # number, attempt, deadline and msgpack's own bytes, rounded up
 CLOCK_JUMP_MS = 60_000  # a daemon's clock that moved further against ours was started again with its machine
 
@@ -37,32 +39,18 @@ CLOCK_JUMP_MS = 60_000  # a daemon's clock that moved further against ours was s
 class Call:
     """One command, from its number to its outcome. ``waiter`` is the driver's."""
 
-    __slots__ = (
-        "attempt",
-        "birth",
-        "body",
-        "client",
-        "daemon_deadline_ms",
-        "deadline_ms",
-        "number",
-        "reply",
-        "sent_ms",
-        "waited_for",
-        "waiter",
-    )
+    birth = attempt = 0
+    daemon_deadline_ms: int | None = None
+    sent_ms: int | None = None
+    waited_for = True
+    reply: Reply | None = None
 
     def __init__(self, client: bytes, number: int, body: bytes, deadline_ms: int, waiter: Any) -> None:  # noqa: ANN401
         self.client = client
-        self.birth = 0
         self.number = number
         self.body = body
         self.deadline_ms = deadline_ms
-        self.daemon_deadline_ms: int | None = None
         self.waiter = waiter
-        self.attempt = 0
-        self.sent_ms: int | None = None
-        self.waited_for = True
-        self.reply: Reply | None = None
 
     @property
     def identity(self) -> str:
@@ -83,18 +71,13 @@ class Session:
         self._uptime_offset_ms = 0
         self._next = 1
         self._calls: dict[int, Call] = {}
-        self._unsent: dict[int, Call] = {}
+        self.unsent: dict[int, Call] = {}  # what is due to be sent
         self._told_unknown = False
 
     @property
     def floor(self) -> int:
         """Return the lowest number whose outcome is still wanted."""
         return next(iter(self._calls), self._next)
-
-    @property
-    def unsent(self) -> bool:
-        """Say whether a frame is due."""
-        return bool(self._unsent)
 
     @property
     def forgettable(self) -> bool:
@@ -112,7 +95,7 @@ class Session:
             return None
         call = Call(self.client, self._next, body, deadline_ms, waiter)
         self._next += 1
-        self._calls[call.number] = self._unsent[call.number] = call
+        self._calls[call.number] = self.unsent[call.number] = call
         return call
 
     def _make_room(self) -> bool:
@@ -155,7 +138,7 @@ class Session:
 
     def lost(self) -> None:
         """Take note that the connection is gone: what has no outcome and is waited for goes out again."""
-        self._unsent = {number: call for number, call in self._calls.items() if call.waited_for}
+        self.unsent = {number: call for number, call in self._calls.items() if call.waited_for}
 
     def overdue(self, now_ms: int, patience_ms: int) -> bool:
         """Send again what has had no reply for ``patience_ms``, doubled for each attempt: its reply may be lost."""
@@ -163,35 +146,35 @@ class Session:
             if call.sent_ms is None or not call.waited_for:
                 continue
             if now_ms - call.sent_ms > patience_ms << min(call.attempt - 1, 5):
-                self._unsent[number] = call
-        return bool(self._unsent)
+                self.unsent[number] = call
+        return bool(self.unsent)
 
     def frame(self, now_ms: int, bytes_max: int) -> Commands | None:
         """Return what is to be sent now, each as its next attempt: one command, or as many as ``bytes_max`` holds."""
-        if not self._unsent or self.birth is None:
+        if not self.unsent or self.birth is None:
             return None
         commands: list[Command] = []
-        room = bytes_max
-        for call in list(self._unsent.values()):
+        room, birth = bytes_max, self.birth
+        for call in [*self.unsent.values()]:
             room -= len(call.body) + COMMAND_OVERHEAD_BYTES
             if room < 0 and commands:
                 break
-            del self._unsent[call.number]
+            del self.unsent[call.number]
             call.attempt += 1
-            call.birth = self.birth
+            call.birth = birth
             call.sent_ms = now_ms
             if call.daemon_deadline_ms is None:
                 # Told once: every copy carries the same deadline, so that one passed bars them all.
                 call.daemon_deadline_ms = max(0, call.deadline_ms + self._clock_offset_ms)
-            commands.append(Command(call.number, call.attempt, call.daemon_deadline_ms, call.body))
-        return Commands(self.client, self.birth, self.floor, commands)
+            commands.append(new(Command, (call.number, call.attempt, call.daemon_deadline_ms, call.body)))
+        return new(Commands, (self.client, birth, self.floor, commands))
 
     def reply(self, client: bytes, reply: Reply) -> Call | None:
         """Take a reply; return the call that it settles, if it does."""
         call = self._calls.get(reply.number) if client == self.client else None
         if call is None:
             return None
-        if not reply.recorded and reply.outcome != Outcome.DONE:
+        if not reply.recorded and reply.outcome != DONE:
             if reply.attempt < call.attempt:
                 return None
             if call.attempt > 1 and reply.payload[0] not in _FINAL_UNRECORDED:
@@ -199,7 +182,8 @@ class Session:
         call.reply = reply
         if not call.waited_for:
             return None  # it keeps its place, and so its record, until ``outcome`` asks
-        self._told_unknown |= reply.outcome == Outcome.EXPIRED and call.attempt > 1
+        if reply.outcome == EXPIRED and call.attempt > 1:
+            self._told_unknown = True
         self._drop(call)
         return call
 
@@ -210,7 +194,7 @@ class Session:
         Else its outcome is unknown, and it keeps its place until it is asked for or the window is full.
         """
         call.waited_for = False
-        self._unsent.pop(call.number, None)
+        self.unsent.pop(call.number, None)
         if call.attempt == 0:
             self._drop(call)
             return True
@@ -236,20 +220,22 @@ class Session:
         if call is not None and not call.waited_for:
             self._drop(call)
 
-    def renew(self, now_ms: int) -> bool:
-        """Take a new id after half the expiry, when nobody waits for anything; the driver says hello again."""
+    def aged(self, now_ms: int) -> bool:
+        """Say whether the id is to be renewed; any thread may ask, without the driver's lock."""
         if self.birth is None or not self._expiry_ms:
             return False
         # A birth ahead of the uptime is another database's, or of a run whose last hour was lost.
-        if abs(now_ms + self._uptime_offset_ms - self.birth) <= self._expiry_ms // 2:
-            return False
-        if any(call.waited_for for call in self._calls.values()):
+        return abs(now_ms + self._uptime_offset_ms - self.birth) > self._expiry_ms // 2
+
+    def renew(self, now_ms: int) -> bool:
+        """Take a new id after half the expiry, when nobody waits for anything; the driver says hello again."""
+        if not self.aged(now_ms) or any(call.waited_for for call in self._calls.values()):
             return False
         self.client = self._new_id()
         self.birth = None
         self._next = 1
         self._calls.clear()
-        self._unsent.clear()
+        self.unsent.clear()
         self._told_unknown = False
         return True
 
@@ -259,4 +245,4 @@ class Session:
 
     def _drop(self, call: Call) -> None:
         del self._calls[call.number]
-        self._unsent.pop(call.number, None)
+        self.unsent.pop(call.number, None)

@@ -67,7 +67,7 @@ def _each(items: Iterable[object], wanted: type, limit: int, name: str) -> None:
 
 def text(argument: object) -> bytes:
     """Return a ``str`` as UTF-8; raises ``TypeError``, and ``UnicodeEncodeError`` for a lone surrogate."""
-    return check_text(argument).encode()
+    return (argument if isinstance(argument, str) else check_text(argument)).encode()
 
 
 def check_text(argument: object) -> str:

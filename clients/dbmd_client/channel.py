@@ -22,6 +22,7 @@ from dbmd.manners import Result
 from dbmd.paging import received
 from dbmd.protocol import Answer, Code, Credit, Error, Goodbye, Outcome, Page, ProtocolError, Settle, Settled
 from dbmd.session import Call
+from dbmd.shapes import new
 from dbmd_client import errors
 from dbmd_client.dialling import describe_process
 from dbmd_client.endings import Patience, cause, failure, refusal, told
@@ -51,7 +52,7 @@ class Channel:
         self.timeout_s = timeout_s
         self._opening = opening
         self._closed = False
-        self._pid = os.getpid()
+        self._pid = _forked.pid
         self._build(now_ms() + int((deadline - time.monotonic()) * 1000))
 
     def _build(self, deadline_ms: int) -> None:
@@ -106,9 +107,9 @@ class Channel:
         if self._closed:
             message = "the database is closed"
             raise RuntimeError(message)
-        if self._pid != os.getpid():
+        if self._pid != _forked.pid:
             with _forked.lock:
-                if self._pid != os.getpid():
+                if self._pid != _forked.pid:
                     self._after_fork()
 
     @property
@@ -123,7 +124,7 @@ class Channel:
 
     def request(self, operation: Operation, arguments: tuple[object, ...]) -> Result:
         """Carry one command or query to its end; raises one of ``errors.py``."""
-        deadline_ms = self._deadline_ms()
+        deadline_ms = now_ms() + int(self.timeout_s * 1000)
         body = self._body(operation, arguments)
         if operation.writes:
             return self._command(operation, body, deadline_ms)
@@ -137,7 +138,7 @@ class Channel:
 
     def _body(self, operation: Operation, arguments: tuple[object, ...]) -> bytes:
         """Pack a request; what would be over a limit is refused here, by the check the daemon makes."""
-        body = protocol.pack_body(operation.name, arguments)
+        body = protocol.pack((operation.name, arguments))
         if len(body) > self._checked_bytes:
             try:
                 operation.verb.effect(arguments, self.limits)
@@ -156,21 +157,18 @@ class Channel:
 
     def _command(self, operation: Operation, body: bytes, deadline_ms: int) -> Result:
         commands, link = self._commands, self._writer
-        waiter = Waiter()
+        call, waiter = None, Waiter()
+        if commands.session.aged(now_ms()):
+            self._renew()
         try:
-            with link.lock:
-                renewed = commands.session.renew(now_ms())
-                if renewed:
-                    link.greet_again(commands.session.client)
-                commands.queue.append((body, deadline_ms, waiter))
-            for reader in (self._links["points"], self._links["scans"]) if renewed else ():
-                reader.go_on_as(commands.session.client)
+            commands.queue.append((body, deadline_ms, waiter))
             self._await(link, waiter, deadline_ms)
         finally:
             # Also when a signal handler raised: nobody waits any more, so nothing is sent again for it.
-            with link.lock:
-                call = commands.forsake(waiter)
-        if isinstance(waiter.value, Call):
+            if type(waiter.value) is not Call:
+                with link.lock:
+                    call = commands.forsake(waiter)
+        if type(waiter.value) is Call:
             return self._ended(operation, waiter.value)
         where = f"{operation.name} at {self.endpoint}"
         why, code = cause(waiter.value) if waiter.done else self._late(link, "no final answer")
@@ -182,11 +180,21 @@ class Channel:
         message = f"{where}: {why}; it may have happened: outcome({call.identity!r}) settles it"
         raise errors.UnknownOutcomeError(message, call.identity)
 
+    def _renew(self) -> None:
+        """Go on under another client id, if nothing is under way."""
+        session, link = self._commands.session, self._writer
+        with link.lock:
+            renewed = session.renew(now_ms())
+            if renewed:
+                link.greet_again(session.client)
+        for reader in (self._links["points"], self._links["scans"]) if renewed else ():
+            reader.go_on_as(session.client)
+
     def _ended(self, operation: Operation, call: Call) -> Result:
         reply = call.reply
         assert reply is not None  # noqa: S101 - a settled call has one
         if reply.outcome in ANSWERED:
-            return Result(reply.outcome, reply.payload, call.client, str(call.number))
+            return new(Result, (reply.outcome, reply.payload, call.client, str(call.number)))
         where = f"{operation.name} at {self.endpoint}"
         code, text = reply.payload
         if reply.outcome == Outcome.EXPIRED and call.attempt > 1:
@@ -197,20 +205,17 @@ class Channel:
     def _query(self, operation: Operation, body: bytes, deadline_ms: int) -> Result:
         role = operation.verb.role
         link, asked = self._links[role], self._points if role == "points" else self._scans
-        waiter = Waiter()
-        with link.lock:
-            tag = asked.query(body, deadline_ms, waiter)
+        tag, waiter = 0, Waiter()
         try:
+            tag = asked.query(body, deadline_ms, waiter)
             self._await(link, waiter, deadline_ms)
         finally:
-            if tag in asked.queries:
-                with link.lock:
-                    asked.queries.pop(tag, None)
+            asked.queries.pop(tag, None)
         answer = waiter.value
-        if type(answer) is Answer and (
-            answer.outcome == REFUSED or (answer.outcome == DONE and type(answer.payload) in operation.verb.payloads)
-        ):
-            return Result(answer.outcome, answer.payload, self._commands.session.client, f"{role[0]}{tag}")
+        if type(answer) is Answer:
+            _, outcome, payload = answer
+            if outcome == REFUSED or (outcome == DONE and type(payload) in operation.verb.payloads):
+                return new(Result, (outcome, payload, self._commands.session.client, f"{role[0]}{tag}"))
         where = f"{operation.name} at {self.endpoint}"
         if not waiter.done or isinstance(answer, Error):
             if waiter.done and answer.code == Code.MALFORMED:
@@ -264,10 +269,10 @@ class Channel:
                 yield taken
                 if page.last:
                     return
-                if process != os.getpid() or link.closed:
+                if process != _forked.pid or link.closed:
                     raise errors.SnapshotLostError(f"{where}: a scan does not outlive its connection")
         finally:
-            if process == os.getpid():  # else the lock is the parent's, and may be held for ever
+            if process == _forked.pid:  # else the lock is the parent's, and may be held for ever
                 asked.abandoned.append(pages)
                 link.nudge()
 
@@ -371,14 +376,14 @@ class Channel:
         _PARENTS.append((self._commands, self._points, self._scans, self._links, self._writer))
         self._opening.after_fork()
         self._build(self._deadline_ms())
-        self._pid = os.getpid()  # last: until then every other thread of this process waits for it
+        self._pid = _forked.pid  # last: until then every other thread of this process waits for it
 
     def close(self) -> None:
         """Give up the identity, close the links and leave the daemon; a second call is fine."""
         if self._closed:
             return
         self._closed = True
-        if self._pid == os.getpid():
+        if self._pid == _forked.pid:
             for link in self._links.values():
                 stays = link is self._writer and not self._commands.session.forgettable
                 link.close(None if stays else protocol.encode(Goodbye(link.client)))
@@ -386,9 +391,14 @@ class Channel:
 
 
 class _Forked:
-    """The lock under which a forked child's threads make their links, one of them for all; new in every process."""
+    """
+    The process's number, which costs a system call to ask, and a lock; both are new in every process.
+
+    Under the lock a forked child's threads make their links, one of them for all.
+    """
 
     def __init__(self) -> None:
+        self.pid = os.getpid()
         self.lock = Lock()
 
     __call__ = __init__

@@ -128,15 +128,15 @@ class Link:
             self._send(self._socket, frame)
             self.pump()  # a send takes the descriptor's signal away from whoever sleeps on it
 
-    def pump(self, *, leading: bool = False) -> None:
-        """Send what is due and take in what has come; a leader that is ``leading`` is awake."""
+    def pump(self, *, leading: bool = False, come: bool = False) -> None:
+        """Send what is due and take in what has come, or seems to; a leader that is ``leading`` is awake."""
         if self.closed:
             return
         if self._pumping:
             raise RuntimeError("a signal handler may close a database in the middle of its calls, and not call it")
         self._pumping = True
         try:
-            self._exchange(self._socket or self._connect(), now_ms())
+            self._exchange(self._socket or self._connect(), now_ms(), come)
         except zmq.ZMQError:
             if not self.closed:  # else a signal handler closed it
                 raise
@@ -146,54 +146,61 @@ class Link:
         if not leading and leader is not None and leader.done:
             os.eventfd_write(self._wake, 1)
 
-    def _exchange(self, socket: zmq.Socket[bytes], now: int) -> None:
+    def _exchange(self, socket: zmq.Socket[bytes], now: int, come: bool) -> None:  # noqa: FBT001 - by every call, twice
+        traffic = self._traffic
         while True:
-            if self.greeting:
-                for frame in self._traffic.outgoing(now):
-                    self._send(socket, frame)
             greeted = self.greeting
-            self._drain(socket, now)
+            if greeted:
+                for frame in traffic.outgoing(now):
+                    try:
+                        _send(socket, frame, NOBLOCK)
+                    except zmq.Again:
+                        continue  # the queue is full: it goes out again when it is overdue
+            # Asked, because an Again costs ten times as much; and so, because EVENTS costs four times as much. Whom the
+            # descriptor woke need not ask: next to never it tells of something else.
+            while come or zmq_poll(self._inbox, 0):
+                come = False
+                self._receive(socket, now)
+                if len(self._waiters) == 1 and self._leader is not None and self._leader.done:
+                    break  # it was all that anybody waits for; what else has come is for the next to take in
             if not self.greeting and (refusal := self._dialling.refusal()):
                 self._error(refusal)
                 self.drop()  # libzmq tries no more: the next call does
-            if not self.greeting or (greeted and not self._traffic.abandoned):
+            if not self.greeting or (greeted and not traffic.abandoned):
                 break
 
-    def _drain(self, socket: zmq.Socket[bytes], now: int) -> None:
-        # Asked, because an Again costs ten times as much; and so, because EVENTS costs four times as much.
-        while zmq_poll(self._inbox, 0):
-            try:
-                head = socket.recv(NOBLOCK)
-                self._heard_ms, self._silences = now, 0
-                message = frequent.decode(head)
+    def _receive(self, socket: zmq.Socket[bytes], now: int) -> None:
+        """Take in one message."""
+        try:
+            head = socket.recv(NOBLOCK)
+            self._heard_ms, self._silences = now, 0
+            message = frequent.decode(head)
+            if isinstance(message, Welcome):
+                self._greeted(message)
+            elif isinstance(message, Error):
+                self._error(message)
+            else:
                 # Only a page has a second frame; any other's would be refused as the message that it is read as.
                 more = type(message) is Page and socket.get(RCVMORE)
-                self._take(message, socket.recv(NOBLOCK, copy=False).buffer if more else None)
-            except ProtocolError as error:
-                self._skip_rest(socket)
-                self._error(Error(error.code, f"the daemon sent what this client does not understand: {error}"))
-            except BaseException:  # a signal handler's: the rest would be refused as a message, to whoever waits
-                self._skip_rest(socket)
-                raise
-            if len(self._waiters) == 1 and self._leader is not None and self._leader.done:
-                return  # it was all that anybody waits for; what else has come is for the next to take in
+                traffic = self._traffic
+                traffic.incoming(message, socket.recv(NOBLOCK, copy=False).buffer if more else None)
+                if traffic.astray:
+                    traffic.astray = False
+                    self._hello()
+        except zmq.Again:
+            return
+        except ProtocolError as error:
+            self._skip_rest(socket)
+            self._error(Error(error.code, f"the daemon sent what this client does not understand: {error}"))
+        except BaseException:  # a signal handler's: the rest would be refused as a message, to whoever waits
+            self._skip_rest(socket)
+            raise
 
     @staticmethod
     def _skip_rest(socket: zmq.Socket[bytes]) -> None:
         with suppress(zmq.ZMQError):  # closed
             while socket.get(RCVMORE):
                 socket.recv(NOBLOCK, copy=False)
-
-    def _take(self, message: protocol.Message, body: Any) -> None:  # noqa: ANN401 - a page's second frame
-        if isinstance(message, Welcome):
-            self._greeted(message)
-        elif isinstance(message, Error):
-            self._error(message)
-        else:
-            self._traffic.incoming(message, body)
-            if self._traffic.astray:
-                self._traffic.astray = False
-                self._hello()
 
     def _greeted(self, welcome: Welcome) -> None:
         self._dialling.done()
@@ -328,13 +335,15 @@ class Link:
             if now >= deadline_ms:
                 return True
             events = self._poll.poll(min(deadline_ms - now, PROBE_MS))
+            come = bool(events)
             if self._woken in events:
+                come = len(events) > 1
                 self._clear_wake()
             silent_ms = 0
             with self.lock:
                 if not events or now - self._looked_ms >= PROBE_MS:
                     silent_ms = self._look(waiter.since_ms, silent=not events)
-                self.pump(leading=self._leader is waiter)
+                self.pump(leading=self._leader is waiter, come=come)
             if silent_ms >= PROBE_MS:
                 return waiter.done
         return True

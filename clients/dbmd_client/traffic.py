@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import secrets
 from collections import deque
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from dbmd import protocol
+from dbmd.frequent import QUERIES
 from dbmd.limits import Limits
 from dbmd.protocol import (
     PAGE_UNNUMBERED,
@@ -22,8 +24,6 @@ from dbmd.protocol import (
     Outcome,
     Page,
     ProtocolError,
-    Queries,
-    Query,
     Replies,
     ScanRequest,
     Settle,
@@ -33,7 +33,7 @@ from dbmd.session import Call, Session
 from dbmd_client.waiting import Waiter, now_ms
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Sequence
 
     from dbmd.protocol import Answer, Message, Reply, Welcome
 
@@ -49,12 +49,10 @@ def _new_id() -> bytes:
 
 def _check(answer: Answer | Reply | Settled) -> None:
     """
-    Check what the wire leaves open: an outcome that is one, and ``[code, text]`` where it is not done.
+    Check what the wire leaves open where it is not done: an outcome that is one, and ``[code, text]``.
 
     Raises ``ProtocolError``, here and once, so that whoever takes the payload apart may trust it.
     """
-    if answer.outcome == DONE:
-        return
     name = type(answer).__name__.lower()
     if answer.outcome not in _OUTCOMES:
         raise ProtocolError(Code.MALFORMED, f"{name}.outcome is {answer.outcome}, not 0 to {max(_OUTCOMES)}")
@@ -64,8 +62,8 @@ def _check(answer: Answer | Reply | Settled) -> None:
 
 
 def _astray(answer: Answer | Reply, deadline_ms: int) -> bool:
-    """Say whether a deadline passed by the daemon's clock alone: its machine slept, and ours did not."""
-    return answer.outcome == FAILED and answer.payload[0] == Code.DEADLINE and now_ms() < deadline_ms
+    """Say whether what failed did so by the daemon's clock alone: its machine slept, and ours did not."""
+    return bool(answer.payload[0] == Code.DEADLINE and now_ms() < deadline_ms)
 
 
 class Commands:
@@ -90,40 +88,47 @@ class Commands:
 
     def forsake(self, waiter: Waiter) -> Call | None:
         """Stop waiting for a command; return its call if its outcome is unknown: some copy was sent, no answer came."""
-        if self.queue:
-            self.queue = deque(entry for entry in self.queue if entry[2] is not waiter)
+        for entry in [*self.queue]:  # in place: other threads append meanwhile
+            if entry[2] is waiter:
+                self.queue.remove(entry)
         call = self.begun.pop(waiter, None)
         return None if call is None or self.session.give_up(call) else call
 
-    def outgoing(self, now: int) -> Iterable[bytes]:
+    def outgoing(self, now: int) -> Sequence[bytes]:
         """Return the frames that are due, to be sent one by one."""
-        return self._frames(now) if self.queue or self._due or self.session.unsent else ()
-
-    def _frames(self, now: int) -> Iterator[bytes]:
+        session = self.session
+        if not (self.queue or session.unsent or self._due):
+            return ()
+        frames: list[bytes] = []
         while self.queue:
             body, deadline_ms, waiter = self.queue[0]
-            call = self.session.begin(body, deadline_ms, waiter)
+            call = session.begin(body, deadline_ms, waiter)
             if call is None:
                 break
             self.begun[waiter] = call
             self.queue.popleft()
-        while (frame := self.session.frame(now, self._bytes_max)) is not None:
-            yield protocol.encode(frame)
+        while session.unsent and (frame := session.frame(now, self._bytes_max)) is not None:
+            frames.append(protocol.encode(frame))
         while self._due:
-            yield protocol.encode(self._due.popleft())
+            frames.append(protocol.encode(self._due.popleft()))
+        return frames
 
     def incoming(self, message: Message, body: Any) -> None:  # noqa: ANN401, ARG002 - commands have no second frame
         """Settle the calls that replies are for; raises ``ProtocolError``."""
         if isinstance(message, Replies):
-            for reply in message.replies:
-                _check(reply)
-                call = self.session.reply(message.client, reply)
+            client, replies = message
+            for reply in replies:
+                if reply.outcome != DONE:
+                    _check(reply)
+                call = self.session.reply(client, reply)
                 if call is not None:
-                    self.astray |= _astray(reply, call.deadline_ms)
+                    if reply.outcome == FAILED:
+                        self.astray |= _astray(reply, call.deadline_ms)
                     call.waiter.finish(call)
                     self.begun.pop(call.waiter, None)
         elif isinstance(message, Settled) and message.tag in self.asked:
-            _check(message)
+            if message.outcome != DONE:
+                _check(message)
             self.asked[message.tag][1].finish(message)
             del self.asked[message.tag]
 
@@ -149,56 +154,57 @@ class Commands:
 
 
 class Asked:
-    """A reader's traffic: queries and scans by tag."""
+    """A reader's traffic: queries and scans by tag. Any thread may ask a query, without the link's lock."""
 
     def __init__(self) -> None:
         self.abandoned: deque[Pages] = deque()
         self.astray = False
-        self.queries: dict[int, tuple[Query, Waiter]] = {}
+        self.queries: dict[int, tuple[int, bytes, Waiter]] = {}  # the deadline, the body, and who waits
         self.scans: dict[int, Pages] = {}
-        self._due: dict[int, Query] = {}
+        self._due: deque[int] = deque()
         self._scans_due: deque[ScanRequest] = deque()
         self._pokes: list[Credit] = []
         self._poked_ms = 0
-        self._tag = 0
+        self._tags = count(1)
         self._offset_ms = 0
 
     def query(self, body: bytes, deadline_ms: int, waiter: Waiter) -> int:
         """Ask, under a new tag."""
-        self._tag += 1
-        query = Query(self._tag, deadline_ms, body)
-        self.queries[self._tag] = (query, waiter)
-        self._due[self._tag] = query
-        return self._tag
+        tag = next(self._tags)
+        self.queries[tag] = (deadline_ms, body, waiter)
+        self._due.append(tag)
+        return tag
 
     def scan(self, body: bytes, deadline_ms: int, credit: int) -> Pages:
         """Open a scan, under a new tag."""
-        self._tag += 1
-        pages = self.scans[self._tag] = Pages(ScanRequest(self._tag, deadline_ms, credit, body))
+        tag = next(self._tags)
+        pages = self.scans[tag] = Pages(ScanRequest(tag, deadline_ms, credit, body))
         self._scans_due.append(pages.request)
         return pages
 
-    def outgoing(self, now: int) -> Iterable[bytes]:
+    def outgoing(self, now: int) -> Sequence[bytes]:
         """Return the frames that are due, to be sent one by one; deadlines travel in the daemon's clock."""
-        return self._frames(now) if self._due or self.abandoned or self._scans_due or self._pokes else ()
-
-    def _frames(self, now: int) -> Iterator[bytes]:
-        if self._due:
-            due = []
-            for tag, query in self._due.items():
-                if tag in self.queries:
-                    self.queries[tag][1].sent_ms = now
-                    due.append(Query(tag, max(0, query.deadline_ms + self._offset_ms), query.body))
-            self._due.clear()
-            if due:
-                yield protocol.encode(Queries(due))
+        if not (self._due or self.abandoned or self._scans_due or self._pokes):
+            return ()
+        frames: list[bytes] = []
+        queries: list[tuple[int, int, bytes]] = []
+        while self._due:
+            tag = self._due.popleft()
+            asked = self.queries.get(tag)
+            if asked is not None:
+                deadline_ms, body, waiter = asked
+                waiter.sent_ms = now
+                queries.append((tag, max(0, deadline_ms + self._offset_ms), body))
+        if queries:
+            frames.append(protocol.pack((QUERIES, queries)))  # as ``protocol.Queries`` of ``protocol.Query``
         while self._scans_due:
             scan = self._scans_due.popleft()
-            yield protocol.encode(scan._replace(deadline_ms=max(0, scan.deadline_ms + self._offset_ms)))
-        for tag in self._part():
-            yield protocol.encode(Cancel(tag))
+            frames.append(protocol.encode(scan._replace(deadline_ms=max(0, scan.deadline_ms + self._offset_ms))))
+        if self.abandoned:
+            frames += [protocol.encode(Cancel(tag)) for tag in self._part()]
         while self._pokes:
-            yield protocol.encode(self._pokes.pop())
+            frames.append(protocol.encode(self._pokes.pop()))
+        return frames
 
     def _part(self) -> list[int]:
         """Let go of the scans that were abandoned, and return their tags."""
@@ -213,19 +219,22 @@ class Asked:
         """Give answers and pages to whoever asked; raises ``ProtocolError``."""
         if isinstance(message, Answers):
             for answer in message.answers:
-                _check(answer)
-                if answer.tag in self.queries:
-                    query, waiter = self.queries[answer.tag]
-                    self.astray |= _astray(answer, query.deadline_ms)
-                    waiter.finish(answer)
-                    del self.queries[answer.tag]
-                elif answer.tag in self.scans:
-                    if answer.outcome == DONE:
+                tag, outcome, _ = answer
+                if outcome != DONE:
+                    _check(answer)
+                asked = self.queries.get(tag)
+                if asked is not None:
+                    if outcome == FAILED:
+                        self.astray |= _astray(answer, asked[0])
+                    asked[2].finish(answer)
+                    self.queries.pop(tag, None)
+                elif tag in self.scans:
+                    if outcome == DONE:
                         raise ProtocolError(Code.MALFORMED, "a scan is done by its last page, not by an answer")
-                    pages = self.scans[answer.tag]
-                    self.astray |= _astray(answer, pages.request.deadline_ms)
+                    pages = self.scans[tag]
+                    self.astray |= outcome == FAILED and _astray(answer, pages.request.deadline_ms)
                     pages.add(answer, None)
-                    del self.scans[answer.tag]
+                    del self.scans[tag]
         elif isinstance(message, Page) and message.tag in self.scans:
             self._page(self.scans[message.tag], message, body)
 
@@ -250,15 +259,15 @@ class Asked:
         self._part()
         self._pokes.clear()
         self._offset_ms = welcome.clock_ms - now
-        self._due = {tag: query for tag, (query, _) in self.queries.items()}
+        self._due.clear()  # and in this order: what another thread asks meanwhile stands there once, or twice
+        self._due.extend([*self.queries])
         self._scans_due.clear()
         for tag, pages in list(self.scans.items()):
             del self.scans[tag]
             if not pages.begun:
                 # Nothing of it was seen, but a page of its snapshot may be on its way: a new tag tells them apart.
-                self._tag += 1
-                pages.request = pages.request._replace(tag=self._tag)
-                self.scans[self._tag] = pages
+                pages.request = pages.request._replace(tag=next(self._tags))
+                self.scans[pages.tag] = pages
                 self._scans_due.append(pages.request)
                 continue
             lost = protocol.Answer(tag, Outcome.FAILED, (str(Code.SNAPSHOT), "the connection to the daemon was lost"))
@@ -271,9 +280,10 @@ class Asked:
         A scan cannot be asked again, but its page may be lost like any reply: credit for none has the
         daemon say whether it is still open.
         """
-        for tag, (query, waiter) in self.queries.items():
+        for tag, (_, _, waiter) in [*self.queries.items()]:
             if waiter.sent_ms and now - waiter.sent_ms > OVERDUE_MS:
-                self._due[tag] = query
+                waiter.sent_ms = now  # it stands in the queue once, though nothing may be sent for long
+                self._due.append(tag)
         for pages in self.scans.values():
             if pages.come and not pages.waiter.done:
                 pages.waiter.finish(None)  # a handler raised before it was told

@@ -10,7 +10,7 @@ from dbmd.protocol import Error
 
 if TYPE_CHECKING:
     from collections import deque
-    from collections.abc import Iterable
+    from collections.abc import Sequence
 
     from dbmd import protocol
     from dbmd.protocol import Welcome
@@ -24,13 +24,11 @@ def now_ms() -> int:
 class Waiter:
     """What one thread waits for. ``value`` is whatever settled it; the times are of its first wait and last frame."""
 
-    __slots__ = ("_bell", "done", "sent_ms", "since_ms", "value")
-
-    def __init__(self) -> None:
-        self.since_ms = self.sent_ms = 0
-        self.done = False
-        self.value: Any = None
-        self._bell: LockType | None = None
+    # Of the class: every call makes one, and most of these never change.
+    since_ms = sent_ms = 0
+    done = False
+    value: Any = None
+    _bell: LockType | None = None
 
     def finish(self, value: Any) -> None:  # noqa: ANN401
         """
@@ -41,7 +39,8 @@ class Waiter:
         if not self.done or isinstance(self.value, Error):
             self.value = value
             self.done = True
-        self.ring()
+        if self._bell is not None:
+            self.ring()
 
     def ring(self) -> bool:
         """Wake its thread; ``False`` says that it neither sleeps nor is about to."""
@@ -69,8 +68,8 @@ class Traffic(Protocol):
     abandoned: deque[Any]
     """What nobody wants any more and the daemon is to hear of: any thread appends, without the lock."""
 
-    def outgoing(self, now_ms: int) -> Iterable[bytes]:
-        """Yield the frames that are due."""
+    def outgoing(self, now_ms: int) -> Sequence[bytes]:
+        """Return the frames that are due."""
 
     def incoming(self, message: protocol.Message, body: Any) -> None:  # noqa: ANN401
         """Take one message in; raises ``ProtocolError`` for one that cannot be taken."""

@@ -248,7 +248,7 @@ class Client:
         if not call.waiter.done:
             if self.now_ms < call.deadline_ms:
                 return False
-            for tag in [tag for tag, (_, waiter) in self.points.queries.items() if waiter is call.waiter]:
+            for tag in [tag for tag, asked in self.points.queries.items() if asked[2] is call.waiter]:
                 del self.points.queries[tag]
             return True
         answer = call.waiter.value
