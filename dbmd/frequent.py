@@ -67,10 +67,10 @@ def _reply(fields: Any) -> Reply:  # noqa: ANN401 - untrusted
 
 def _quickly(fields: Any) -> Message:  # noqa: ANN401 - untrusted
     """Build one of the four; raises ``_DoubtError`` for whatever else it is."""
-    if type(fields) is not tuple or type(fields[0]) is not int or type(fields[-1]) is not tuple:
+    if type(fields) is not tuple:
         raise _DoubtError
     kind, items, count = fields[0], fields[-1], len(fields)
-    if len(items) > ITEMS_MAX:
+    if type(kind) is not int or type(items) is not tuple or len(items) > ITEMS_MAX:
         raise _DoubtError
     if kind == ANSWERS and count == 2:  # noqa: PLR2004
         return new(Answers, ([*map(_answer, items)],))

@@ -100,6 +100,10 @@ class Verb(ABC):
     def effect(self, arguments: tuple[object, ...], limits: Limits) -> Effect | Question:
         """Return the effect of untrusted wire arguments (store's half); raises ``RefusedError`` and nothing else."""
 
+    def fits(self, arguments: tuple[Any, ...], limits: Limits) -> bool:  # noqa: ARG002 - a verb may know
+        """Say, at a glance, that ``effect`` finds no limit passed (caller's half); ``False`` is to look there."""
+        return False
+
     def decode(self, payload: Any, arguments: tuple[Any, ...]) -> Any:  # noqa: ANN401, ARG002 - the operation knows
         """Return the result for a payload that says done (caller's half)."""
         return payload
@@ -161,6 +165,10 @@ class PutOne(Verb):
         if self.keyspace.whole:
             return (self._write(arguments[0]),)
         return (text(arguments[0]), self._write(arguments[1]))
+
+    def fits(self, arguments: tuple[Any, ...], limits: Limits) -> bool:
+        room = limits.key_bytes_max - len(self.keyspace.prefix)
+        return not self.keyspace.whole and len(arguments[0]) <= room and len(arguments[1]) <= limits.value_bytes_max
 
     def effect(self, arguments: tuple[object, ...], limits: Limits) -> Batch:
         if self.keyspace.whole:

@@ -226,6 +226,17 @@ def test_the_stores_half_names_what_it_does_not_take(verb: Verb, wire: tuple[Any
     assert refusal(verb, *wire) == (code, text)
 
 
+@pytest.mark.parametrize("operation", REGISTRY.values(), ids=lambda operation: operation.name)
+@pytest.mark.parametrize("sizes", [(63, 1024), (64, 1024), (65, 1), (63, 1025)], ids=str)
+def test_what_fits_at_a_glance_passes_no_limit(operation: Operation, sizes: tuple[int, int]) -> None:
+    """A store is known to fit by two lengths; whatever else it may be, it is looked into."""
+    wire = tuple(b"k" * size for size in sizes)
+    if operation.verb.fits(wire, LIMITS):
+        assert isinstance(operation.verb.effect(wire, LIMITS), Batch)
+    elif operation.name == "store_watcher_appointment":
+        assert refusal(operation.verb, *wire)[0] == Code.LIMIT
+
+
 @pytest.mark.parametrize("verb", [verbs.PutMany(FLAGS), verbs.DeleteMany(FLAGS)])
 def test_a_batch_at_its_limit_is_taken(verb: Verb) -> None:
     """``batch_keys_max`` ids make one batch."""

@@ -8,10 +8,8 @@ cut is lost. Every way to end is one of ``errors.py``.
 
 from __future__ import annotations
 
-import os
 import secrets
 import time
-from threading import Lock
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from dbmd import protocol
@@ -28,6 +26,7 @@ from dbmd_client.dialling import describe_process
 from dbmd_client.endings import Patience, cause, failure, refusal, told
 from dbmd_client.link import PROBE_MS, Link
 from dbmd_client.opening import sibling
+from dbmd_client.process import PROCESS
 from dbmd_client.traffic import FRAME_OVERHEAD_BYTES, Asked, Commands, Pages
 from dbmd_client.waiting import Waiter, now_ms
 
@@ -52,7 +51,7 @@ class Channel:
         self.timeout_s = timeout_s
         self._opening = opening
         self._closed = False
-        self._pid = _forked.pid
+        self._pid = PROCESS.pid
         self._build(now_ms() + int((deadline - time.monotonic()) * 1000))
 
     def _build(self, deadline_ms: int) -> None:
@@ -107,9 +106,9 @@ class Channel:
         if self._closed:
             message = "the database is closed"
             raise RuntimeError(message)
-        if self._pid != _forked.pid:
-            with _forked.lock:
-                if self._pid != _forked.pid:
+        if self._pid != PROCESS.pid:
+            with PROCESS.lock:
+                if self._pid != PROCESS.pid:
                     self._after_fork()
 
     @property
@@ -141,7 +140,8 @@ class Channel:
         body = protocol.pack((operation.name, arguments))
         if len(body) > self._checked_bytes:
             try:
-                operation.verb.effect(arguments, self.limits)
+                if not operation.verb.fits(arguments, self.limits):
+                    operation.verb.effect(arguments, self.limits)
             except Refused as error:
                 raise refusal(f"{operation.name}: {error.text}", error.code) from None
             room = self.limits.message_bytes_max - FRAME_OVERHEAD_BYTES
@@ -269,10 +269,10 @@ class Channel:
                 yield taken
                 if page.last:
                     return
-                if process != _forked.pid or link.closed:
+                if process != PROCESS.pid or link.closed:
                     raise errors.SnapshotLostError(f"{where}: a scan does not outlive its connection")
         finally:
-            if process == _forked.pid:  # else the lock is the parent's, and may be held for ever
+            if process == PROCESS.pid:  # else the lock is the parent's, and may be held for ever
                 asked.abandoned.append(pages)
                 link.nudge()
 
@@ -376,34 +376,18 @@ class Channel:
         _PARENTS.append((self._commands, self._points, self._scans, self._links, self._writer))
         self._opening.after_fork()
         self._build(self._deadline_ms())
-        self._pid = _forked.pid  # last: until then every other thread of this process waits for it
+        self._pid = PROCESS.pid  # last: until then every other thread of this process waits for it
 
     def close(self) -> None:
         """Give up the identity, close the links and leave the daemon; a second call is fine."""
         if self._closed:
             return
         self._closed = True
-        if self._pid == _forked.pid:
+        if self._pid == PROCESS.pid:
             for link in self._links.values():
                 stays = link is self._writer and not self._commands.session.forgettable
                 link.close(None if stays else protocol.encode(Goodbye(link.client)))
         self._opening.close(time.monotonic() + self.timeout_s)
 
 
-class _Forked:
-    """
-    The process's number, which costs a system call to ask, and a lock; both are new in every process.
-
-    Under the lock a forked child's threads make their links, one of them for all.
-    """
-
-    def __init__(self) -> None:
-        self.pid = os.getpid()
-        self.lock = Lock()
-
-    __call__ = __init__
-
-
-_forked = _Forked()
-os.register_at_fork(after_in_child=_forked)
 _PARENTS: list[Any] = []  # what a forked child must neither use nor close
