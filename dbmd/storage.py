@@ -91,9 +91,9 @@ class Snapshot(View, Protocol):
 class Committer(View, Protocol):
     """The one handle that may write; it belongs to the writer actor alone."""
 
-    def commit(self, writes: Iterable[Write]) -> None:
+    def commit(self, writes: Iterable[Write]) -> bool:
         """
-        Apply every write or none, and return when they are durable.
+        Apply every write or none, and return when they are durable: whether where they are is still where it was.
 
         Raises ``CommitUnknownError`` when that failed: the store must then be opened again
         before anything it says is trusted.
@@ -144,13 +144,14 @@ class MemoryStore:
         """Yield the records of ``span`` as they were at the call."""
         return self.snapshot().scan(span, reverse=reverse, values=values)
 
-    def commit(self, writes: Iterable[Write]) -> None:
+    def commit(self, writes: Iterable[Write]) -> bool:
         """Apply every write."""
         for write in writes:
             if isinstance(write, Put):
                 self.records[write.key] = write.value
             else:
                 self.records.pop(write.key, None)
+        return True
 
     def snapshot(self) -> MemorySnapshot:
         """Return a copy of what is committed now."""

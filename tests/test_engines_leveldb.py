@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from contextlib import closing
 from itertools import islice, product
 from pathlib import Path
@@ -18,7 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dbmd.engines import OpenRefusedError, inspection, logs, manifests
+from dbmd.engines import OpenRefusedError, inspection, leveldb, logs, manifests
 from dbmd.engines.leveldb import LevelDB, ReadError, clean
 from dbmd.engines.repair import repair
 from dbmd.storage import CommitUnknownError, Delete, MemoryStore, Put, Range, Write
@@ -463,6 +464,60 @@ def test_a_replaced_directory_is_noticed(database: LevelDB) -> None:
         (Path(database.path) / "LOCK").touch()
         assert not database.in_place()
         shutil.rmtree(database.path)
+
+
+def settled(database: LevelDB) -> LevelDB:
+    """Return a store whose directory was looked at a tick of the kernel's clock behind its last change."""
+    assert database.commit([])
+    time.sleep(2 * leveldb._CTIME_TICK_S)
+    assert database.commit([])
+    return database
+
+
+def test_a_lock_replaced_in_its_directory_is_noticed(database: LevelDB) -> None:
+    """LOCK removed and made again is another's, though the directory is the same and its times are put back."""
+    path = Path(settled(database).path)
+    before = path.stat()
+    (path / "LOCK").unlink()
+    (path / "LOCK").touch()
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert not database.in_place()
+    assert not database.commit([])
+
+
+def test_a_directory_that_holds_our_lock_and_is_another_is_noticed(database: LevelDB, tmp_path: Path) -> None:
+    """What is synced into the directory that was moved away is not kept, whatever stands in its place."""
+    path = Path(settled(database).path)
+    path.rename(tmp_path / "moved")
+    path.mkdir()
+    (path / "LOCK").hardlink_to(tmp_path / "moved" / "LOCK")
+    assert not database.commit([])
+    (path / "LOCK").unlink()
+    path.rmdir()
+    with pytest.raises(CommitUnknownError):
+        database.commit([])
+    (tmp_path / "moved").rename(path)
+    assert database.commit([])
+
+
+def test_a_name_that_came_in_the_tick_of_the_last_sync_was_not_synced(
+    database: LevelDB, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A directory that changed is synced by the next commit, and by one a tick later, which no change can hide from."""
+    syncs: list[int] = []
+    monkeypatch.setattr(os, "fsync", syncs.append)
+    path = Path(settled(database).path)
+    syncs.clear()
+    database.commit([])
+    assert syncs == []
+    (path / "000099.sst").touch()
+    database.commit([])
+    assert len(syncs) == 1
+    time.sleep(2 * leveldb._CTIME_TICK_S)
+    for _ in range(2):
+        database.commit([])
+    assert len(syncs) == 2
+    (path / "000099.sst").unlink()
 
 
 def test_a_snapshot_closes_its_scans(database: LevelDB) -> None:

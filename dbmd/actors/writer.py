@@ -136,12 +136,11 @@ class Writer(Actor):
             return
         failure: Exception | None = None
         try:
-            if self._store.in_place():
-                self._store.commit(sealed.writes)
+            # Looked at behind the commit, too: what was synced into a directory that is gone is not kept.
+            kept = self._store.in_place() and self._store.commit(sealed.writes)
         except CommitUnknownError as error:
-            failure = error
-        # Looked at behind the commit, too: what was synced into a directory that is gone is not kept.
-        if not self._store.in_place():
+            failure, kept = error, self._store.in_place()
+        if not kept:
             failure = ReplacedError("the database's directory was removed or replaced")
         if failure is not None:
             unanswered = self._core.failed()

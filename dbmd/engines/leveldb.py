@@ -4,12 +4,13 @@ LevelDB behind the storage port: open, commit, snapshot, close, clean; no policy
 Rules of the lock. LevelDB's LOCK is a POSIX record lock, which a process loses when it closes *any* descriptor
 of that file. So this module takes the lock itself, before it inspects the directory, keeps its descriptor
 until LevelDB has closed, and never opens LOCK in a process that already has the directory open.
-The descriptor also pins the inode: a directory made again under our feet cannot pose as ours.
+The descriptor also pins the inode: a file made again under our feet cannot pose as ours. Another pins the directory's:
+where the path leads to that, and no name in it has changed since LOCK was seen there, one ``stat`` says both.
 
 File systems relied on: LevelDB syncs its directory only while it opens, and not at the end of that. On ext4 that is
 safe, for syncing a new file makes its name, and all earlier changes of names, durable too; strict POSIX does not
 promise it. So the directory is synced here at the end of every opening and, where its names have changed, before a
-commit is acknowledged (3 us for a group). What stays open in strict POSIX is inside LevelDB: between a rename of
+commit is acknowledged. What stays open in strict POSIX is inside LevelDB: between a rename of
 CURRENT, or a new table's entry in the MANIFEST, and the removal of what they replace it does not sync; a power cut
 may keep the removal alone.
 """
@@ -26,7 +27,7 @@ import time
 import weakref
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import plyvel
 
@@ -42,12 +43,13 @@ if TYPE_CHECKING:
 WRITE_BUFFER_BYTES = 32 * 1024 * 1024  # +15 % on batches over LevelDB's 4 MiB; also what a restart must read
 CLEAN_KEYS_MAX = 10_000  # keys removed by one synced batch, so that a batch stays near a megabyte
 
-_MTIME_TICK_S = 0.02
+_CTIME_TICK_S = 0.02
 """Two changes of a directory within one tick of the kernel's clock, 10 ms at most, may have the same time."""
 
 ReadError = plyvel.Error
 """What ``get`` and a scan raise where a table is damaged or unreadable: every checksum is verified."""
 
+_State: TypeAlias = tuple[int, int, int]
 _open_here: dict[tuple[int, int], int] = {}  # (device, inode) of a directory -> the process that has it open
 _open_here_lock = threading.Lock()
 
@@ -113,14 +115,16 @@ class LevelDB:
             self.torn_bytes = found.torn_bytes
             self._db = _open(self.path, found, self._lock, write_buffer_bytes)
             undo.callback(self._db.close)
-            self._names_ns = 0  # when the directory's names last changed, as far as they are synced
-            self._names_sure = 0.0  # until then an equal time proves nothing
+            self._place = _inode(os.fstat(self._lock))
+            self._settled = self._changed = (0, 0, 0)  # the directory as it was found settled, and last changed
+            self._sure = 0.0  # until then an equal time proves nothing
             try:
-                self._sync_names()
+                self._directory = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+                undo.callback(os.close, self._directory)
+                self._settle(_state(os.stat(self.path)))  # noqa: PTH116
             except OSError as error:
                 raise unreadable(self.path, error) from error
             self._undo = undo.pop_all()
-        self._place = _inode(os.fstat(self._lock))
         self._snapshots: weakref.WeakSet[LevelDBSnapshot] = weakref.WeakSet()
         self._snapshots_lock = threading.Lock()
 
@@ -144,9 +148,9 @@ class LevelDB:
         """Yield the records of ``span`` as they were at the call, lazily."""
         return _scan(self._db, span, reverse=reverse, values=values)[1]
 
-    def commit(self, writes: Iterable[Write]) -> None:
+    def commit(self, writes: Iterable[Write]) -> bool:
         """
-        Apply every write or none, in one batch and one sync.
+        Apply every write or none, in one batch and one sync; say whether the path still leads to them.
 
         Whatever LevelDB or the system says then is "unknown": the log's tail may or may not be there when the
         store is opened again, and LevelDB takes no more writes until it is.
@@ -159,18 +163,28 @@ class LevelDB:
                 else:
                     batch.delete(*write)
             batch.write()
-            self._sync_names()
+            state = _state(os.stat(self.path))  # noqa: PTH116 - a Path costs more than the call
+            return state == self._settled or self._settle(state)
         except (plyvel.Error, OSError) as error:
             raise CommitUnknownError(f"{self.path}: {said(error)}") from error
 
-    def _sync_names(self) -> None:
-        """Sync the directory if a log, table or MANIFEST has come or gone: one ``stat`` for a commit, else."""
-        changed_ns, now = os.stat(self.path).st_mtime_ns, time.monotonic()  # noqa: PTH116 - a Path costs more than the call
-        if changed_ns != self._names_ns:
-            self._names_ns, self._names_sure = changed_ns, now + _MTIME_TICK_S
-        elif now >= self._names_sure:
-            return
-        _sync(Path(self.path))
+    def _settle(self, state: _State) -> bool:
+        """
+        Sync the directory, for a log, table or MANIFEST has come or gone; say whether it is ours and LOCK is in it.
+
+        Once that was done a tick behind its last change, a directory that is the same is synced, and holds our LOCK.
+        """
+        now = time.monotonic()
+        if state != self._changed:
+            self._changed, self._sure = state, now + _CTIME_TICK_S
+        os.fsync(self._directory)
+        in_place = state[:2] == _inode(os.fstat(self._directory)) and self._holds_lock()
+        if in_place and now >= self._sure:
+            self._settled = state
+        return in_place
+
+    def _holds_lock(self) -> bool:
+        return _inode(os.stat(f"{self.path}/LOCK")) == self._place  # noqa: PTH116
 
     def snapshot(self) -> LevelDBSnapshot:
         """Return a view of what is committed now; any thread may ask, and then owns it."""
@@ -180,9 +194,9 @@ class LevelDB:
         return snapshot
 
     def in_place(self) -> bool:
-        """Say whether the path still leads to this database; asked before each group, so one ``stat``."""
+        """Say whether the path still leads to this database; any thread may ask, before each group, so one ``stat``."""
         try:
-            return _inode(os.stat(f"{self.path}/LOCK")) == self._place  # noqa: PTH116 - a Path costs more than the call
+            return _state(os.stat(self.path)) == self._settled or self._holds_lock()  # noqa: PTH116
         except OSError:
             return False
 
@@ -225,6 +239,11 @@ def _scan(view: Any, span: Range, *, reverse: bool, values: bool) -> tuple[Any, 
 
 def _inode(found: os.stat_result) -> tuple[int, int]:
     return found.st_dev, found.st_ino
+
+
+def _state(found: os.stat_result) -> _State:
+    """Return a directory's device and inode, and when it last changed: no one can set that time, as he can mtime."""
+    return found.st_dev, found.st_ino, found.st_ctime_ns
 
 
 def said(error: Exception) -> str:

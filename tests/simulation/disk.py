@@ -38,7 +38,7 @@ class Disk(MemoryStore):
     def close(self) -> None:
         """Nothing to give back."""
 
-    def commit(self, writes: Iterable[Write]) -> None:
+    def commit(self, writes: Iterable[Write]) -> bool:
         """Apply every write; or die before, or after; or fail, so that only opening again settles it."""
         batch, fate = list(writes), self._rng.random()
         if fate < self.trouble:
@@ -49,6 +49,7 @@ class Disk(MemoryStore):
         self._apply(batch)
         if fate > 1 - self.trouble / 2:
             raise CrashError
+        return True
 
     def reopen(self) -> None:
         """Settle what was being written when the last run ended: it is there, or it is not."""
