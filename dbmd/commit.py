@@ -29,6 +29,7 @@ from dbmd.identities import BARRED, Completion, Identities, InHand, digest_of
 from dbmd.keyspaces import RESERVED_RANGE
 from dbmd.protocol import Code, Outcome, ProtocolError, Reply, Settled
 from dbmd.reserved import STATE_KEY, state_record
+from dbmd.shapes import new
 from dbmd.storage import Delete, Put, Range, View, Write
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from dbmd.protocol import Command, Commands, Settle
 
 EFFECTS = (Batch, Append, Replace)
+DONE, WRITE = Outcome.DONE, Right.WRITE  # to ask an enumeration for a member costs as much as two calls
 
 
 class State(Enum):
@@ -46,6 +48,9 @@ class State(Enum):
     GATHERING = "gathering"
     COMMITTING = "committing"
     ENDED = "ended"
+
+
+GATHERING, COMMITTING = State.GATHERING, State.COMMITTING
 
 
 class Told(NamedTuple):
@@ -85,7 +90,7 @@ class _Admitted:
         self.completion = completion
         self.operation = operation
         self.arguments = arguments
-        self.askers: list[tuple[Any, int]] = []
+        self.askers: tuple[tuple[Any, int], ...] = ()
 
 
 class _Refusal(Exception):  # noqa: N818 - it is a refusal, told to the client, not an error
@@ -123,11 +128,12 @@ class GroupCommit:
     def __init__(self, view: View, limits: Limits) -> None:
         """Read what earlier runs recorded; raises ``UnknownFormatError`` for what is not ours or not known."""
         self._limits = limits
+        self._commands_max, self._bytes_max = limits.group_commands_max, limits.group_bytes_max
         self._written: dict[bytes, Write] = {}
         self._overlay = _Overlay(view, self._written)
         self._admitted: dict[tuple[bytes, int], _Admitted] = {}
         self._bytes = 0
-        self.state = State.GATHERING
+        self.state = GATHERING
         self.disk_low = False
         found = reserved.read(view.scan(RESERVED_RANGE))
         self.sequence, self.uptime_ms = found.sequence, found.uptime_ms
@@ -136,7 +142,7 @@ class GroupCommit:
     @property
     def full(self) -> bool:
         """Say whether the gathering group should take no more."""
-        return len(self._admitted) >= self._limits.group_commands_max or self._bytes >= self._limits.group_bytes_max
+        return len(self._admitted) >= self._commands_max or self._bytes >= self._bytes_max
 
     @property
     def gathered(self) -> int:
@@ -153,22 +159,23 @@ class GroupCommit:
         grant: Grant,
     ) -> Told | None:
         """Look up, check, evaluate and take one command; return its answer if that need not wait for the group."""
-        self._expect(State.GATHERING)
-        self.uptime_ms = max(self.uptime_ms, uptime_ms)
-        client, number, attempt = frame.client, command.number, command.attempt
-        if not grant.role.has(Right.WRITE):
+        if self.state is not GATHERING:
+            self._expect(GATHERING)
+        if uptime_ms > self.uptime_ms:  # noqa: PLR1730 - `max` is a call, for each command
+            self.uptime_ms = uptime_ms
+        client, birth, floor, _ = frame
+        number, attempt, deadline_ms, body = command
+        if not grant.role.has(WRITE):
             # Whoever may write nothing leaves no record either. An earlier copy may have had the right.
             reply = Reply(number, attempt, Outcome.REFUSED, False, (str(Code.RIGHT), grant.role.lack(Right.WRITE)), 0)  # noqa: FBT003
-            return Told(ticket, client, reply, _named(command.body, self._limits), (), number)
-        digest = digest_of(command.body)
+            return Told(ticket, client, reply, _named(body, self._limits), (), number)
+        digest = digest_of(body)
         try:
-            known = self.identities.look_up(
-                client, frame.birth, frame.floor, number, digest, self.uptime_ms, grant.principal
-            )
+            known = self.identities.look_up(client, birth, floor, number, digest, self.uptime_ms, grant.principal)
         except RefusedError as error:
             outcome = _OUTCOMES.get(error.code, Outcome.FAILED)
             reply = Reply(number, attempt, outcome, False, (str(error.code), error.text), 0)  # noqa: FBT003
-            return Told(ticket, client, reply, _named(command.body, self._limits), (), number)
+            return Told(ticket, client, reply, _named(body, self._limits), (), number)
         if isinstance(known, InHand):
             admitted = self._admitted[client, number]
             if attempt >= admitted.attempt:
@@ -176,19 +183,19 @@ class GroupCommit:
             return None
         if known is not None:
             reply = Reply(number, attempt, known.outcome, True, known.payload, known.group)  # noqa: FBT003
-            return Told(ticket, client, reply, _named(command.body, self._limits), (), number)
-        if command.deadline_ms <= clock_ms:
+            return Told(ticket, client, reply, _named(body, self._limits), (), number)
+        if deadline_ms <= clock_ms:
             # It bars by itself: every copy carries the same deadline, at which its caller gave it up.
-            text = f"the deadline passed {clock_ms - command.deadline_ms} ms before the command was admitted"
+            text = f"the deadline passed {clock_ms - deadline_ms} ms before the command was admitted"
             reply = Reply(number, attempt, Outcome.FAILED, False, (str(Code.DEADLINE), text), 0)  # noqa: FBT003
-            return Told(ticket, client, reply, _named(command.body, self._limits), (), number)
+            return Told(ticket, client, reply, _named(body, self._limits), (), number)
         return self._take(ticket, frame, command, digest, grant)
 
     def _take(self, ticket: Any, frame: Commands, command: Command, digest: bytes, grant: Grant) -> Told | None:  # noqa: ANN401
         """Evaluate a new command and hold it, its outcome included, for the group."""
         operation: Operation | None = None
         arguments: tuple[Any, ...] = ()
-        outcome: int = Outcome.DONE
+        outcome: int = DONE
         payload: object = None
         size = len(command.body)
         try:
@@ -204,8 +211,8 @@ class GroupCommit:
                 reply = Reply(command.number, 1, outcome, False, payload, 0)  # noqa: FBT003
                 return Told(ticket, frame.client, reply, operation, arguments, command.number)
         client, number = frame.client, command.number
-        end = Completion(outcome, payload, digest, self.sequence + 1)
-        self.identities.admit(client, frame.birth, frame.floor, number, end, self.uptime_ms, grant.principal)
+        end = new(Completion, (number, outcome, payload, digest, self.sequence + 1))
+        self.identities.admit(client, frame.birth, frame.floor, end, self.uptime_ms, grant.principal)
         self._admitted[client, number] = _Admitted(ticket, command.attempt, end, operation, arguments)
         self._bytes += size
         return None
@@ -250,7 +257,7 @@ class GroupCommit:
         Whoever gave the number out had its floor within the window below it, so barring raises the floor
         as far: the record stays bounded. Where no bar can be recorded, nothing is said that would be final: nothing.
         """
-        self._expect(State.GATHERING)
+        self._expect(GATHERING)
         self.uptime_ms = max(self.uptime_ms, uptime_ms)
         floor = max(0, ask.number - self._limits.client_window + 1)
         principal = grant.principal
@@ -267,15 +274,15 @@ class GroupCommit:
             return Told(ticket, ask.client, Settled(ask.tag, known.outcome, known.payload), number=ask.number)
         if known is None:
             payload = (str(Code.BARRED), "not applied, and never will be")
-            completion = Completion(Outcome.FAILED, payload, BARRED, self.sequence + 1)
-            self.identities.admit(ask.client, ask.birth, floor, ask.number, completion, self.uptime_ms, principal)
+            completion = Completion(ask.number, Outcome.FAILED, payload, BARRED, self.sequence + 1)
+            self.identities.admit(ask.client, ask.birth, floor, completion, self.uptime_ms, principal)
             self._admitted[ask.client, ask.number] = _Admitted(None, 0, completion)
-        self._admitted[ask.client, ask.number].askers.append((ticket, ask.tag))
+        self._admitted[ask.client, ask.number].askers += ((ticket, ask.tag),)
         return None
 
     def goodbye(self, client: bytes, grant: Grant) -> None:
         """Give up a client's outcomes with the next group."""
-        self._expect(State.GATHERING)
+        self._expect(GATHERING)
         self.identities.forget(client, grant.principal)
 
     def seal(self, uptime_ms: int, *, housekeeping: bool = False) -> Sealed | None:
@@ -284,34 +291,34 @@ class GroupCommit:
 
         ``housekeeping`` also gives up what expired, and persists the uptime, without waiting for a command.
         """
-        self._expect(State.GATHERING)
+        self._expect(GATHERING)
         self.uptime_ms = max(self.uptime_ms, uptime_ms)
         if housekeeping:
             self.identities.expire(self.uptime_ms)
         if not self._admitted and not housekeeping:
             return None
-        self.state = State.COMMITTING
+        self.state = COMMITTING
         self.sequence += 1
         writes = [*self._written.values(), *self.identities.writes()]
-        writes.append(Put(STATE_KEY, state_record(self.sequence, self.uptime_ms)))
-        return Sealed(self.sequence, writes, len(self._admitted))
+        writes.append(new(Put, (STATE_KEY, state_record(self.sequence, self.uptime_ms))))
+        return new(Sealed, (self.sequence, writes, len(self._admitted)))
 
     def committed(self) -> list[Told]:
         """Take note that the sealed group is durable; return the answers, in the order of admission."""
-        self._expect(State.COMMITTING)
+        self._expect(COMMITTING)
         self.identities.committed()
-        told = []
+        told: list[Told] = []
         for (client, number), each in self._admitted.items():
-            end = each.completion
+            _, outcome, payload, _, group = each.completion
             if each.ticket is not None:
-                reply = Reply(number, each.attempt, end.outcome, True, end.payload, end.group)  # noqa: FBT003
-                told.append(Told(each.ticket, client, reply, each.operation, each.arguments, number))
+                reply = new(Reply, (number, each.attempt, outcome, True, payload, group))
+                told.append(new(Told, (each.ticket, client, reply, each.operation, each.arguments, number)))
             for ticket, tag in each.askers:
-                told.append(Told(ticket, client, Settled(tag, end.outcome, end.payload), number=number))
+                told.append(Told(ticket, client, Settled(tag, outcome, payload), number=number))
         self._written.clear()
         self._admitted.clear()
         self._bytes = 0
-        self.state = State.GATHERING
+        self.state = GATHERING
         return told
 
     def failed(self) -> int:
@@ -321,7 +328,7 @@ class GroupCommit:
         A failed sync is not "failed" but "unknown": the log's tail may or may not be there when
         the store is opened again, so nobody is told anything.
         """
-        self._expect(State.COMMITTING)
+        self._expect(COMMITTING)
         self.state = State.ENDED
         return len(self._admitted)
 

@@ -26,13 +26,13 @@ from __future__ import annotations
 from collections import Counter
 from functools import lru_cache
 from hashlib import blake2b, sha256
-from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from dbmd import protocol
 from dbmd.effects import RefusedError
 from dbmd.keyspaces import RESERVED, under
 from dbmd.protocol import Code
+from dbmd.shapes import new
 from dbmd.storage import Delete, Put, Write
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 RECORD_FORMAT = 1
 RECORDS = under(RESERVED + b"i")
+_PREFIX = RECORDS.start
 DIGEST_BYTES = 8
 SHOWN_MAX = 1024  # clients at work at once whose hash is at hand: it costs as much as half a log line
 DEPARTED_MAX = 16_384  # ids that said goodbye, about 150 bytes each: the oldest's late copies have long arrived
@@ -70,8 +71,9 @@ class UnknownFormatError(Exception):
 
 
 class Completion(NamedTuple):
-    """How one number ended: an ``Outcome``, its payload, the command's digest, and the group that recorded it."""
+    """How a number ended: an ``Outcome``, its payload, the command's digest, and the group that recorded it."""
 
+    number: int
     outcome: int
     payload: Any
     digest: bytes
@@ -79,17 +81,17 @@ class Completion(NamedTuple):
 
 
 class _Client:
-    """One client's completion record, and what of it is in hand."""
+    """One client's completion record: how each number from the floor on ended, and which of them are in hand."""
 
-    __slots__ = ("birth", "completed", "floor", "in_hand", "principal", "touched_ms")
+    __slots__ = ("birth", "ends", "floor", "in_hand", "principal", "touched_ms")
 
     def __init__(self, principal: str, birth: int, touched_ms: int, floor: int) -> None:
         self.principal = principal
         self.birth = birth
         self.touched_ms = touched_ms
         self.floor = floor
-        self.completed: dict[int, Completion] = {}
-        self.in_hand: dict[int, Completion] = {}
+        self.ends: dict[int, Completion] = {}
+        self.in_hand: set[int] = set()
 
 
 class InHand(NamedTuple):
@@ -106,7 +108,7 @@ class Identities:
         self._limits = limits
         self._expiry_ms = limits.identity_expiry_s * 1000
         self._clients: dict[bytes, _Client] = {}
-        self._touched: dict[bytes, None] = {}
+        self._touched: dict[bytes, _Client] = {}
         self._forgotten: set[bytes] = set()
         self._departed: dict[bytes, None] = {}
         self._of: Counter[str] = Counter()
@@ -135,8 +137,8 @@ class Identities:
         else:
             if birth != known.birth or known.principal not in (principal, ""):
                 self._refuse_other(known, birth, uptime_ms, principal)
-            found = known.in_hand.get(number) or known.completed.get(number)
-            if found is not None and number >= known.floor:
+            found = known.ends.get(number)
+            if found is not None:
                 if digest not in (found.digest, BARRED) and found.digest != BARRED:
                     raise RefusedError(Code.IDENTITY, f"number {number} was given to another command")
                 return InHand(number) if number in known.in_hand else found
@@ -191,7 +193,6 @@ class Identities:
         client: bytes,
         birth: int,
         floor: int,
-        number: int,
         completion: Completion,
         uptime_ms: int,
         principal: str,
@@ -203,14 +204,18 @@ class Identities:
             self._of[principal] += 1
         elif floor > known.floor:
             known.floor = floor
-            for below in [each for each in known.completed if each < floor]:
-                del known.completed[below]
-        self._forgotten.discard(client)
-        known.in_hand[number] = completion
+            ends, in_hand = known.ends, known.in_hand
+            for below in [each for each in ends if each < floor]:
+                del ends[below]
+                in_hand.discard(below)  # its own answer is that of its group, and a copy's is that it expired
+        number = completion.number
+        known.ends[number] = completion
+        known.in_hand.add(number)
         # Where the birth is ahead, the record must outlive what `_check_new` would take for new. No
         # honest birth is ahead by more than the uptime that a crash can lose, and the expiry covers that.
-        known.touched_ms = max(uptime_ms, min(birth, uptime_ms + self._expiry_ms))
-        self._touched[client] = None
+        known.touched_ms = uptime_ms if birth <= uptime_ms else min(birth, uptime_ms + self._expiry_ms)
+        self._touched[client] = known
+        self._forgotten.discard(client)
 
     def forget(self, client: bytes, principal: str) -> None:
         """
@@ -251,27 +256,22 @@ class Identities:
 
     def writes(self) -> list[Write]:
         """Return one put for each client that the gathering group touched, and a delete for each given up."""
-        writes: list[Write] = [Delete(RECORDS.start + client) for client in sorted(self._forgotten)]
-        writes += [Put(RECORDS.start + client, _written(self._clients[client])) for client in self._touched]
+        writes: list[Write] = [new(Put, (_PREFIX + client, _written(known))) for client, known in self._touched.items()]
+        if self._forgotten:
+            writes += [Delete(_PREFIX + client) for client in sorted(self._forgotten)]
         return writes
 
     def committed(self) -> None:
         """Count what was in hand as known: its group is on the disk."""
-        for client in self._touched:
-            known = self._clients[client]
-            known.completed.update(known.in_hand)
+        for known in self._touched.values():
             known.in_hand.clear()
-            for number in [number for number in known.completed if number < known.floor]:
-                del known.completed[number]
         self._touched.clear()
         self._forgotten.clear()
 
 
 def _written(known: _Client) -> bytes:
-    floor = known.floor
-    ends = chain(known.completed.items(), known.in_hand.items())  # a number is in one of the two
-    completed = [(number, *end) for number, end in ends if number >= floor]
-    return protocol.pack((RECORD_FORMAT, known.principal, known.birth, known.touched_ms, floor, completed))
+    ends = [*known.ends.values()]
+    return protocol.pack((RECORD_FORMAT, known.principal, known.birth, known.touched_ms, known.floor, ends))
 
 
 def read_record(key: bytes, value: bytes) -> _Client:
@@ -281,7 +281,7 @@ def read_record(key: bytes, value: bytes) -> _Client:
         if form == RECORD_FORMAT:
             principal, birth, touched_ms, floor, completed = fields
             known = _Client(principal, birth, touched_ms, floor)
-            known.completed = {number: Completion(*rest) for number, *rest in completed}
+            known.ends = {end.number: end for end in map(Completion._make, completed)}
             return known
     except (protocol.ProtocolError, TypeError, ValueError) as error:
         text = f"the completion record under key {key!r} cannot be read: {error}"

@@ -16,7 +16,7 @@ from dbmd.storage import Delete, MemoryStore, Put
 LIMITS = Limits(client_window=4, clients_remembered_max=3, identity_expiry_s=10)
 A, B, C, D = (letter * 16 for letter in (b"a", b"b", b"c", b"d"))
 BODY = digest_of(b"body")
-DONE = Completion(Outcome.DONE, None, BODY, 1)
+DONE = Completion(1, Outcome.DONE, None, BODY, 1)
 
 
 class Table:
@@ -38,7 +38,8 @@ class Table:
     ) -> None:
         """Admit one number that is new."""
         assert self.look_up(client, number, floor=floor, digest=completion.digest, birth=birth) is None
-        self.table.admit(client, birth, floor, number, completion, self.uptime_ms, self.principal)
+        end = completion._replace(number=number)
+        self.table.admit(client, birth, floor, end, self.uptime_ms, self.principal)
 
     def commit(self) -> None:
         """Write what is pending, and say so."""
@@ -84,7 +85,7 @@ def test_a_number_is_new_then_in_hand_then_known(table: Table) -> None:
 
 def test_what_is_known_survives_a_restart(table: Table) -> None:
     """A later run finds the outcome, the payload, the digest and the group of every number at or above the floor."""
-    known = Completion(Outcome.REFUSED, ("precondition", "no"), digest_of(b"other"), 7)
+    known = Completion(3, Outcome.REFUSED, ("precondition", "no"), digest_of(b"other"), 7)
     table.admit(A, 1)
     table.admit(A, 3, completion=known)
     table.commit()
@@ -115,7 +116,7 @@ def test_whoever_settles_needs_no_digest(table: Table) -> None:
 
 def test_a_barred_number_matches_any_command(table: Table) -> None:
     """A copy of a command whose number is barred finds the bar, over a restart too."""
-    bar = Completion(Outcome.FAILED, (str(Code.BARRED), "never"), BARRED, 1)
+    bar = Completion(1, Outcome.FAILED, (str(Code.BARRED), "never"), BARRED, 1)
     table.admit(A, 1, completion=bar)
     assert table.look_up(A, 1) == InHand(1)
     table.commit()
@@ -157,7 +158,7 @@ def test_a_number_in_hand_below_a_later_floor_of_its_group_is_not_recorded(table
     assert table.code(A, 1) == Code.EXPIRED
     table.restart()
     assert table.code(A, 1) == Code.EXPIRED
-    assert table.look_up(A, 2, floor=2) == DONE
+    assert table.look_up(A, 2, floor=2) == DONE._replace(number=2)
 
 
 def test_a_floor_that_was_committed_is_in_force_after_a_restart(table: Table) -> None:
@@ -320,7 +321,7 @@ def test_what_is_remembered_of_goodbyes_is_bounded() -> None:
     table = Table(Limits())
     clients = [number.to_bytes(16, "big") for number in range(DEPARTED_MAX + 1)]
     for client in clients:
-        table.table.admit(client, 0, 1, 1, DONE, 0, "uid:1")
+        table.table.admit(client, 0, 1, DONE, 0, "uid:1")
         table.table.committed()
         table.table.forget(client, "uid:1")
     assert table.look_up(clients[0], 1) is None

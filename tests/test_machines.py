@@ -524,7 +524,7 @@ class World(RuleBasedStateMachine):
     def records_are_bounded(self) -> None:
         """Find no more than the window in any record."""
         for known in self.core.identities._clients.values():
-            assert len(known.completed) <= LIMITS.client_window
+            assert len(known.ends) <= LIMITS.client_window
 
     def teardown(self) -> None:
         """Let everybody through, and settle every unknown: the truth about each can be told."""

@@ -38,7 +38,7 @@ def delete(key: bytes) -> bytes:
 def completions(payload: object = None) -> bytes:
     """Return a completion record of this version."""
     table = Identities(Limits())
-    table.admit(CLIENT, 1 << 40, 1, 1, Completion(0, payload, b"digest..", 1), 1 << 41, "uid:0")
+    table.admit(CLIENT, 1 << 40, 1, Completion(1, 0, payload, b"digest..", 1), 1 << 41, "uid:0")
     (write,) = table.writes()
     assert isinstance(write, Put)
     return write.value

@@ -131,8 +131,9 @@ class Checker:
         self._records[client] = floor
         self._floors[client] = max(floor, self._floors.get(client, 0))
         top = floor + self._limits.client_window
-        for number, *rest in completed:
-            identity, entry = (client, number), Completion(*rest)
+        for entry in map(Completion._make, completed):
+            number = entry.number
+            identity = client, number
             self.that(floor <= number < top, "completion records are bounded by the window", floor, number)
             known = self.ledger.get(identity)
             if known is None:

@@ -71,8 +71,8 @@ MUTANTS = (
         "barring not stored",
         "barred is committed before the daemon says 'not applied'",
         IDENTITIES,
-        "    completed = [(number, *end) for number, end in ends if number >= floor]\n",
-        "    completed = [(number, *end) for number, end in ends if number >= floor and end.digest != BARRED]\n",
+        "    ends = [*known.ends.values()]\n",
+        "    ends = [end for end in known.ends.values() if end.digest != BARRED]\n",
     ),
     Mutant(
         "barring leaves the floor",
@@ -92,8 +92,8 @@ MUTANTS = (
         "floor not stored",
         "a completion record holds its client's floor",
         IDENTITIES,
-        "known.touched_ms, floor, completed))",
-        "known.touched_ms, 0, completed))",
+        "known.touched_ms, known.floor, ends))",
+        "known.touched_ms, 0, ends))",
     ),
     Mutant(
         "window not enforced by the daemon",
@@ -241,8 +241,8 @@ MUTANTS = (
         "deadline checked before look-up",
         "an identity is looked up before any check of deadline",
         COMMIT,
-        "        digest = digest_of(command.body)\n",
-        "        digest = digest_of(command.body)\n"
+        "        digest = digest_of(body)\n",
+        "        digest = digest_of(body)\n"
         "        if command.deadline_ms <= clock_ms:\n"
         "            return Told(ticket, client, Reply(number, attempt, Outcome.FAILED, False, ('deadline', ''), 0))\n",
     ),
