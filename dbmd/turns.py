@@ -37,17 +37,14 @@ class Turns(Generic[T]):
         self._bytes_max = bytes_max
         self._queues: dict[object, _Queue[T]] = {}
         self._order: deque[object] = deque()
-        self._items = 0
+        self._spare: _Queue[T] | None = None  # of a process that has nothing here any more: most wait alone
+        self.waiting = 0  # items
         self._bytes = 0
-
-    def __len__(self) -> int:
-        """Return how many items wait."""
-        return self._items
 
     @property
     def full(self) -> bool:
         """Say whether the driver should stop draining."""
-        return self._items >= self._items_max or self._bytes >= self._bytes_max
+        return self.waiting >= self._items_max or self._bytes >= self._bytes_max
 
     def full_of(self, process: object) -> bool:
         """Say whether the driver should drop what ``process`` sends."""
@@ -60,11 +57,12 @@ class Turns(Generic[T]):
         """Queue an item behind those of the same process."""
         queue = self._queues.get(process)
         if queue is None:
-            queue = self._queues[process] = _Queue()
+            queue, self._spare = self._spare or _Queue(), None
+            self._queues[process] = queue
             self._order.append(process)
         queue.items.append((item, size_bytes))
         queue.bytes += size_bytes
-        self._items += 1
+        self.waiting += 1
         self._bytes += size_bytes
 
     def take(self) -> T:
@@ -73,10 +71,11 @@ class Turns(Generic[T]):
         queue = self._queues[process]
         item, size_bytes = queue.items.popleft()
         queue.bytes -= size_bytes
-        self._items -= 1
+        self.waiting -= 1
         self._bytes -= size_bytes
         if queue.items:
             self._order.append(process)
         else:
+            self._spare = queue
             del self._queues[process]
         return item

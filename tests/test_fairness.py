@@ -79,7 +79,7 @@ def _oldest_first(turns: Turns[Any]) -> Any:  # noqa: ANN401
     queue = turns._queues[process]
     item, size_bytes = queue.items.popleft()
     queue.bytes -= size_bytes
-    turns._items -= 1
+    turns.waiting -= 1
     turns._bytes -= size_bytes
     if not queue.items:
         turns._order.popleft()

@@ -30,7 +30,7 @@ def test_a_process_is_full_by_count_and_by_bytes() -> None:
     assert (before, turns.full_of("many"), turns.full_of("large"), turns.full_of("other")) == (False, True, True, False)
     assert turns.take() == 1
     assert not turns.full_of("many")
-    assert [turns.take(), turns.take(), len(turns)] == [3, 2, 0]
+    assert [turns.take(), turns.take(), turns.waiting] == [3, 2, 0]
     with pytest.raises(IndexError):
         turns.take()
 
@@ -62,7 +62,7 @@ def test_order_within_a_process_is_kept_and_nothing_is_lost(steps: list[tuple[in
         turns.add(process, (process, number), 1)
         if take_one:
             taken.append(turns.take())
-    taken += [turns.take() for _ in range(len(turns))]
+    taken += [turns.take() for _ in range(turns.waiting)]
     assert sorted(taken) == sorted(added)
     for process in range(5):
         mine = [item for item in taken if item[0] == process]

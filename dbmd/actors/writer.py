@@ -8,12 +8,11 @@ next group gathers meanwhile without any thread of ours.
 from __future__ import annotations
 
 import select
-from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 import zmq
 
-from dbmd.actors.actor import Actor, Nature, ReplacedError, Ticket, clock_ms, now_us
+from dbmd.actors.actor import IDLE_MS, Actor, Nature, ReplacedError, Ticket, clock_ms, now_us
 from dbmd.effects import RefusedError
 from dbmd.identities import shown
 from dbmd.limits import TURNS_GROUPS
@@ -29,6 +28,7 @@ from dbmd.protocol import (
     Settle,
     Settled,
 )
+from dbmd.shapes import new
 from dbmd.storage import CommitUnknownError
 from dbmd.turns import Turns
 
@@ -49,6 +49,7 @@ A group takes no more commands after that: a full one of stores takes 26 ms, but
 650 ms, and of a thousand such that one process queued, everybody else would wait for all.
 """
 GATHER_US = 200  # yield at most this long for a group as large as the recent ones: about one sync
+DONE = int(Outcome.DONE)
 OUTCOMES = {int(outcome): outcome.name.lower() for outcome in Outcome}
 
 
@@ -92,46 +93,52 @@ class Writer(Actor):
 
     def turn(self) -> None:
         """Gather, commit, answer: one group."""
-        self._core.disk_low = self._store.free_bytes() < self.nature.limits.disk_free_bytes_min
-        self._gather()
-        if 0 < self._core.gathered < self._recent * 0.75:
+        core = self._core
+        core.disk_low = self._store.free_bytes() < self.nature.limits.disk_free_bytes_min
+        now_ms = self._gather()
+        if 0 < core.gathered < self._recent * 0.75:
             # The recent groups were larger: their clients were answered together and are on their way.
             select.select([self._descriptor], [], [], GATHER_US / 1_000_000)  # poll would round up to a millisecond
-            self._gather()
-        self._commit(housekeeping=self._due())
+            now_ms = self._gather()
+        housekeeping = now_ms - self._kept_ms >= HOUSEKEEPING_MS and self._due(now_ms)
+        if housekeeping or core.gathered:
+            self._commit(now_ms, housekeeping=housekeeping)
 
     def patience_ms(self) -> int:
         """Return how long the next turn may wait: not at all while commands wait for theirs."""
-        return 0 if self._turns else super().patience_ms()
+        return 0 if self._turns.waiting else IDLE_MS
 
-    def _gather(self) -> None:
-        """Take in what has come, and admit one command of each process in turn until the group is full."""
+    def _gather(self) -> int:
+        """Take in what has come, and admit one command of each process in turn until the group is full; say when."""
         self.drain()
-        now, uptime, begun_us = clock_ms(), self.uptime_ms(), now_us()
+        now_ms, turns, core = clock_ms(), self._turns, self._core
+        if not turns.waiting:
+            return now_ms
+        uptime_ms, begun_us = now_ms + self._uptime_offset_ms, now_us()
         at_once: list[Told] = []
-        while self._turns and not self._core.full and now_us() - begun_us < WORK_US_MAX:
-            ticket, frame, command = self._turns.take()
+        while not core.full:
+            ticket, frame, command = turns.take()
             peer = self.peers.get(ticket.route)
-            if peer is None or peer.client != frame.client:
-                continue  # it said goodbye, or is gone: a copy that is left behind must not be taken for new
-            told = self._core.admit(ticket, frame, command, now, uptime, peer.grant)
-            if told is not None:
-                at_once.append(told)
+            # Without: it said goodbye, or is gone. A copy that is left behind must not be taken for new.
+            if peer is not None and peer.client == frame.client:
+                told = core.admit(ticket, frame, command, now_ms, uptime_ms, peer.grant)
+                if told is not None:
+                    at_once.append(told)
+            if not turns.waiting or now_us() - begun_us >= WORK_US_MAX:
+                break
         if at_once:
             self._answer_at_once(at_once)
+        return now_ms
 
-    def _due(self) -> bool:
-        now = clock_ms()
-        if now - self._kept_ms < HOUSEKEEPING_MS:
-            return False
-        self._kept_ms = now
-        expired = self._core.identities.expire(self.uptime_ms())
-        return bool(expired or self._core.identities.pending or now - self._saved_ms >= UPTIME_SAVED_MS)
+    def _due(self, now_ms: int) -> bool:
+        self._kept_ms = now_ms
+        expired = self._core.identities.expire(now_ms + self._uptime_offset_ms)
+        return bool(expired or self._core.identities.pending or now_ms - self._saved_ms >= UPTIME_SAVED_MS)
 
-    def _commit(self, *, housekeeping: bool = False) -> None:
+    def _commit(self, now_ms: int, *, housekeeping: bool = False) -> None:
         """Commit the gathering group, if there is one, and answer it."""
         sealed_us = now_us()
-        sealed = self._core.seal(self.uptime_ms(), housekeeping=housekeeping)
+        sealed = self._core.seal(now_ms + self._uptime_offset_ms, housekeeping=housekeeping)
         if sealed is None:
             return
         failure: Exception | None = None
@@ -147,25 +154,30 @@ class Writer(Actor):
             text = f"{failure}; {unanswered} commands of group {sealed.sequence} were not answered"
             raise type(failure)(text) from failure
         commit_us = now_us() - sealed_us
-        self._saved_ms = clock_ms()
-        self._recent += (sealed.commands - self._recent) / 8
-        self.counts["groups"] += 1
-        self.counts["commands"] += sealed.commands
+        self._saved_ms = now_ms + commit_us // 1000
+        commands, counts = sealed.commands, self.counts
+        self._recent += (commands - self._recent) / 8
+        counts["groups"] += 1
+        counts["commands"] += commands
         told = self._core.committed()
         self._send_answers(told)
-        done_us = now_us()
-        self._rows.extend([_row(each, sealed.commands, sealed_us, commit_us, done_us) for each in told])
+        done_us, rows = now_us(), self._rows
+        for each in told:
+            rows.append(_row(each, commands, sealed_us, commit_us, done_us))
 
     def _send_answers(self, told: list[Told]) -> None:
         """Send one frame of replies to each connection."""
-        replies: defaultdict[tuple[bytes, bytes], list[Reply]] = defaultdict(list)
+        replies: dict[tuple[bytes, bytes], list[Reply]] = {}
         for each in told:
-            if isinstance(each.answer, Reply):
-                replies[each.ticket.route, each.client].append(each.answer)
+            route, client, answer = each.ticket.route, each.client, each.answer
+            if isinstance(answer, Settled):
+                self.send(route, answer)
+            elif (route, client) in replies:
+                replies[route, client].append(answer)
             else:
-                self.send(each.ticket.route, each.answer)
+                replies[route, client] = [answer]
         for (route, client), answers in replies.items():
-            self.send(route, Replies(client, answers))
+            self.send(route, new(Replies, (client, answers)))
 
     def sated(self) -> bool:
         """Say whether as many commands wait for their turn as may."""
@@ -173,12 +185,14 @@ class Writer(Actor):
 
     def deaf(self, route: bytes, peer: Peer | None, frame: zmq.Frame) -> bool:
         """Say whether a message is dropped unread: also where as much of its process waits as may."""
-        return (peer is not None and self._turns.full_of(peer.sender)) or super().deaf(route, peer, frame)
+        if peer is not None and self._turns.waiting and self._turns.full_of(peer.sender):
+            return True
+        return bool(self._refused_bytes) and super().deaf(route, peer, frame)
 
     def handle(self, route: bytes, peer: Peer, message: protocol.Message, arrived_us: int) -> None:
         """Admit commands, settle identities, take goodbyes."""
-        ticket = Ticket(route, arrived_us)
-        if isinstance(message, Commands):
+        ticket = new(Ticket, (route, arrived_us))
+        if type(message) is Commands:
             peer.must_be(message.client)
             for command in message.commands:
                 self._turns.add(peer.sender, (ticket, message, command), len(command.body))
@@ -224,18 +238,18 @@ class Writer(Actor):
 
     def park(self) -> None:
         """Finish and answer the group in hand, and persist what said goodbye."""
-        self._commit()
-        self._commit(housekeeping=True)
+        self._commit(clock_ms())
+        self._commit(clock_ms(), housekeeping=True)
 
 
 def _row(told: Told, commands: int | None, sealed_us: int, commit_us: int | None, done_us: int) -> Row:
     """Return what the log says of a command, or of a question for one's outcome."""
-    client, answer, operation = shown(told.client), told.answer, told.operation
+    client, answer, operation, arguments = shown(told.client), told.answer, told.operation, told.arguments
     subject_name: str = "key"
     subject: Any = b""
-    if operation is not None and told.arguments:  # unchecked ones are not told
-        subject_name = operation.verb.keyspace.subject
-        subjects = operation.verb.subjects(told.arguments)
+    if operation is not None and arguments:  # unchecked ones are not told
+        verb = operation.verb
+        subject_name, subjects = verb.keyspace.subject, verb.subjects(arguments)
         if len(subjects) == 1:
             subject = subjects[0]
         else:
@@ -248,10 +262,10 @@ def _row(told: Told, commands: int | None, sealed_us: int, commit_us: int | None
         OUTCOMES[answer.outcome],
         client,
         f"{client}-{told.number}",
-        (answer.group or None) if isinstance(answer, Reply) else None,
+        (answer.group or None) if type(answer) is Reply else None,
         commands,
         max(0, sealed_us - arrived_us),
         commit_us,
         done_us - arrived_us,
-        None if answer.outcome == Outcome.DONE else str(answer.payload[0]),
+        None if answer.outcome == DONE else str(answer.payload[0]),
     )
