@@ -385,8 +385,9 @@ class Channel:
         self._closed = True
         if self._pid == PROCESS.pid:
             for link in self._links.values():
-                stays = link is self._writer and not self._commands.session.forgettable
-                link.close(None if stays else protocol.encode(Goodbye(link.client)))
+                with link.lock:  # also while it is looked whether to say goodbye: else a command might go out between
+                    stays = link is self._writer and not self._commands.session.forgettable
+                    link.close(None if stays else protocol.encode(Goodbye(link.client)))
         self._opening.close(time.monotonic() + self.timeout_s)
 
 

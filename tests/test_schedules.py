@@ -1,0 +1,186 @@
+"""
+Two threads of one client in every schedule with one switch: the first is held at each of its lines in turn.
+
+While it is held another thread does something to the same client, as far as it gets: where it needs the lock that the
+first one holds, it gets on when that does. Whatever the schedule, what a caller is told is true and no call hangs.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import dbmd_client
+from dbmd import session
+from dbmd.protocol import Error
+from dbmd_client import AppointmentsDBM, DbmdError, UnknownOutcomeError
+from tests.daemon_process import DaemonProcess, private_runtime
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import CodeType, FrameType
+
+ROOMS = {str(Path(dbmd_client.__file__).parent / f"{room}.py") for room in ("channel", "link", "traffic", "waiting")}
+ROOMS.add(session.__file__)
+BLOCKED_S = 0.01  # whoever has not ended by then is taken to need what the thread that is held has
+LONG_S = 20.0
+LINES_MIN = 100  # a call has more lines than that in these rooms; fewer would say that nothing is traced
+
+
+@pytest.fixture(scope="module")
+def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Yield the address of a daemon."""
+    folder = tmp_path_factory.mktemp("daemon")
+    with private_runtime() as runtime, DaemonProcess(folder / "data", endpoint=f"ipc://{runtime}/s") as process:
+        yield process.endpoint
+
+
+class Held(threading.Thread):
+    """A call that is held before the line of that number, counted over ``ROOMS``, until ``go_on``."""
+
+    def __init__(self, call: Callable[[], Any], line: int) -> None:
+        super().__init__(daemon=True)
+        self._call = call
+        self._line = line
+        self._lines = 0
+        self._codes: dict[CodeType, bool] = {}
+        self._at = threading.Event()
+        self._on = threading.Event()
+        self.held = False
+        self.result: Any = None
+        self.start()
+
+    def run(self) -> None:
+        """Do it, line by line, and keep what it raises."""
+        sys.settrace(self._entered)
+        try:
+            self.result = self._call()
+        except Exception as error:  # noqa: BLE001 - the test looks at it
+            self.result = error
+        finally:
+            sys.settrace(None)
+            self._at.set()
+
+    def _entered(self, frame: FrameType, _event: str, _arg: object) -> Any:  # noqa: ANN401 - the tracer of its lines
+        return self._traced if frame.f_code.co_filename in ROOMS else None
+
+    def _traced(self, _frame: FrameType, event: str, _arg: object) -> Any:  # noqa: ANN401
+        if event == "line":
+            self._lines += 1
+            if self._lines == self._line:
+                self.held = True
+                self._at.set()
+                self._on.wait(LONG_S)
+        return self._traced
+
+    def reached(self) -> bool:
+        """Wait until it is held; ``False`` says that it ended before that line."""
+        assert self._at.wait(LONG_S), "the call hangs"
+        return self.held
+
+    def ended(self) -> Any:  # noqa: ANN401
+        """Let it go on, and return its result or what it raised."""
+        self._on.set()
+        self.join(LONG_S)
+        assert not self.is_alive(), "the call hangs"
+        return self.result
+
+
+def schedules(prepare: Callable[[int], tuple[Callable[[], Any], Callable[[], Any], Callable[[Any, Any], None]]]) -> int:
+    """Run two calls in every schedule with one switch, check their results, and return how many there were."""
+    line = 0
+    while True:
+        line += 1
+        first, second, check = prepare(line)
+        held = Held(first, line)
+        switched = held.reached()
+        other = Held(second, 0) if switched else None
+        if other is not None:
+            other.join(BLOCKED_S)
+        result = held.ended()
+        check(result, None if other is None else other.ended())
+        if not switched:
+            return line
+
+
+def test_two_threads_calls_are_both_done(endpoint: str) -> None:
+    """Whichever of two stores and loads is held where, both end with their own results."""
+    with AppointmentsDBM(endpoint, timeout_s=LONG_S / 2) as manager:
+        manager.store_watcher_appointment("here", {"n": 0})
+
+        def store(uuid: str, number: int) -> Callable[[], Any]:
+            return lambda: manager.store_watcher_appointment(uuid, {"n": number})
+
+        def prepare(line: int) -> Any:  # noqa: ANN401
+            def check(first: object, second: object) -> None:
+                assert first is True
+                assert second in {True, None}
+                assert manager.load_watcher_appointment(f"a{line}") == {"n": line}
+                if second:
+                    assert manager.load_watcher_appointment(f"b{line}") == {"n": -line}
+
+            return store(f"a{line}", line), store(f"b{line}", -line), check
+
+        assert schedules(prepare) > LINES_MIN
+
+        def prepare_loads(_line: int) -> Any:  # noqa: ANN401
+            def load() -> Any:  # noqa: ANN401
+                return manager.load_watcher_appointment("here")
+
+            def check(first: object, second: object) -> None:
+                assert first == {"n": 0}
+                assert second in ({"n": 0}, None)
+
+            return load, load, check
+
+        assert schedules(prepare_loads) > LINES_MIN
+
+
+def told_truly(witness: AppointmentsDBM, uuid: str, told: object) -> None:
+    """Assert that what a store's caller was told is so, with another client that comes behind all of it."""
+    if isinstance(told, UnknownOutcomeError):
+        outcome, _ = witness.outcome(told.identity)
+        expected = outcome == "applied"
+    else:
+        assert told is True or isinstance(told, (DbmdError, RuntimeError)), told
+        expected = told is True
+    assert (witness.load_watcher_appointment(uuid) is not None) is expected, told
+
+
+def strikes(name: str, manager: AppointmentsDBM) -> None:
+    """Do to a client what another thread may do at any moment."""
+    link = manager._channel._writer  # type: ignore[attr-defined]
+    if name == "closes":
+        manager.close()
+    elif name == "connects anew":
+        link.reset()
+    else:
+        with link.lock:
+            link._error(Error("malformed", "a frame of another thread's"))
+
+
+@pytest.mark.parametrize("name", ["closes", "connects anew", "is refused"])
+def test_a_call_is_told_the_truth_when_another_thread(name: str, endpoint: str) -> None:
+    """A store is done, unknown or did not happen, and is said to be just that."""
+    told: dict[str, object] = {}
+
+    def prepare(line: int) -> Any:  # noqa: ANN401
+        manager = AppointmentsDBM(endpoint, timeout_s=LONG_S / 2)
+        uuid = f"{name}{line}"
+
+        def check(first: object, second: object) -> None:
+            assert second is None
+            manager.close()
+            told[uuid] = first
+
+        return lambda: manager.store_watcher_appointment(uuid, {"n": 1}), lambda: strikes(name, manager), check
+
+    assert schedules(prepare) > LINES_MIN
+    with AppointmentsDBM(endpoint, timeout_s=LONG_S / 2) as witness:
+        witness.store_watcher_appointment("behind", {})  # the goodbyes of before are with its group
+        for uuid, result in told.items():
+            told_truly(witness, uuid, result)
