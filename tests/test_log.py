@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import structlog
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from dbmd.log import KEY_SHOWN_BYTES_MAX, ConsoleRenderer, JsonRenderer, Log, escape_key, open_log
+from dbmd.log import KEY_SHOWN_BYTES_MAX, ConsoleRenderer, JsonRenderer, Log, _fields_of, escape_key, open_log
 from dbmd.sink import Sink
 
 if TYPE_CHECKING:
@@ -80,7 +80,8 @@ def operate(log: Log, **changed: Any) -> None:  # noqa: ANN401 - the arguments h
         "subject": b"ab12",
         "outcome": "done",
         "client": "c0ffee",
-        "identity": "c0ffee-7",
+        "mark": "",
+        "number": 7,
         "group": 41,
         "group_commands": 3,
         "queue_us": 10,
@@ -175,12 +176,36 @@ def test_an_operation_is_one_json_line_in_the_order_of_the_schema(tmp_path: Path
 def test_a_batch_shows_a_count_and_a_query_has_no_group(tmp_path: Path) -> None:
     """``keys`` is a number, and what does not exist is null."""
     with file_log(tmp_path / "log") as log:
-        operate(log, subject_name="keys", subject=12, identity=None, group=None, group_commands=None, commit_us=None)
+        operate(log, subject_name="keys", subject=12, mark="s", group=None, group_commands=None, commit_us=None)
         log.flush()
         (line,) = lines(tmp_path / "log")
     assert (line["keys"], line["identity"], line["group"], line["group_commands"], line["commit_us"]) == (
-        (12, None, None, None, None)
+        (12, "c0ffee-s7", None, None, None)
     )
+
+
+texts = st.text(st.characters(), max_size=5)
+maybe = st.none() | st.integers(0, 1 << 40)
+
+
+@given(
+    st.tuples(
+        texts | st.just("50%d"), texts | st.just("%b"),
+        st.binary(max_size=5) | texts | st.integers(0, 9) | st.just(b"ab12"),
+        texts | st.just("done"), texts | st.just("c0ffee"), st.sampled_from(["", "p", "%"]), st.integers(0, 1 << 63),
+        maybe, maybe, st.integers(0, 1 << 40), maybe, st.integers(0, 1 << 40), st.none() | texts,
+    )
+)  # fmt: skip
+@example(("load", "uuid", b"ab12", "done", "c0ffee", "p", 7, None, None, 1, None, 2, None))
+@example(("load", "uuid", b"ab12", "done", "c0ffee", "", 7, 41, 3, 1, 170, 2, None))
+@example(("load", "uuid", b"a" * (KEY_SHOWN_BYTES_MAX + 1), "done", "c0ffee", "", 7, 41, 3, 1, 170, 2, None))
+def test_a_form_filled_in_is_the_line_that_is_rendered_field_by_field(row: tuple[Any, ...]) -> None:
+    """Whatever a row holds, its line is what the general renderer makes of its fields."""
+    renderer = JsonRenderer()
+    now = renderer.now()
+    events = {"timestamp": now, "component": "points", "event": "operation", "rows": [row, row]}
+    rendered, _ = renderer.operations(None, "info", events)
+    assert rendered == (renderer.line(_fields_of(now, "info", "points", row)),) * 2
 
 
 @pytest.mark.parametrize(
