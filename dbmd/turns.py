@@ -12,7 +12,10 @@ has been taken from the mailbox and not yet from here is bounded by its driver, 
 from __future__ import annotations
 
 from collections import deque
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Sized
 
 T = TypeVar("T")
 
@@ -40,6 +43,11 @@ class Turns(Generic[T]):
         self._spare: _Queue[T] | None = None  # of a process that has nothing here any more: most wait alone
         self.waiting = 0  # items
         self._bytes = 0
+
+    @property
+    def processes(self) -> Sized:
+        """Return the processes of which anything waits: for good, not as they are now."""
+        return self._order
 
     @property
     def full(self) -> bool:

@@ -151,9 +151,9 @@ class Sent:
     def __init__(self) -> None:
         self.messages: list[Any] = []
 
-    def __call__(self, _route: bytes, message: Any, _body: object = None) -> bool:  # noqa: ANN401
-        """Keep it, and say that it left."""
-        self.messages.append(message)
+    def __call__(self, _route: bytes, frame: bytes, _body: object = None) -> bool:
+        """Keep the message, and say that it left."""
+        self.messages.append(protocol.decode(frame))
         return True
 
 
@@ -380,7 +380,7 @@ def test_a_count_that_is_asked_again_goes_on(monkeypatch: pytest.MonkeyPatch) ->
     with zmq.Context() as context, context.socket(zmq.ROUTER) as socket:
         nature = Nature(Limits(), Quiet(), None, None, None, {})  # type: ignore[arg-type]
         reader = Reader("scans", socket, nature, Source(store, store.snapshot, lambda _question, _peer: {}))
-        monkeypatch.setattr(reader, "send", sent)
+        monkeypatch.setattr(reader, "send_frame", sent)
         peer = Peer(b"c" * 16, "client", "process", Origin("here"), Grant("uid:1", OPERATOR), "uid:1", None)
         query = Query(1, 1 << 60, protocol.pack_body("count_records", ()))
         for _ in range(6):
@@ -396,7 +396,7 @@ def test_answers_leave_in_frames_of_about_a_page(monkeypatch: pytest.MonkeyPatch
     with zmq.Context() as context, context.socket(zmq.ROUTER) as socket:
         nature = Nature(Limits(page_bytes_max=150_000), Quiet(), None, None, None, {})  # type: ignore[arg-type]
         reader = Reader("points", socket, nature, Source(store, store.snapshot, lambda _question, _peer: {}))
-        monkeypatch.setattr(reader, "send", sent)
+        monkeypatch.setattr(reader, "send_frame", sent)
         peer = Peer(b"c" * 16, "client", "process", Origin("here"), Grant("uid:1", OPERATOR), "uid:1", None)
         body = protocol.pack_body("raw_get", (b"large",))
         reader.handle(b"route", peer, Queries([Query(tag, 1 << 60, body) for tag in range(7)]), 0)
@@ -416,7 +416,7 @@ def test_queries_that_wait_end_with_their_connection(monkeypatch: pytest.MonkeyP
     with zmq.Context() as context, context.socket(zmq.ROUTER) as socket:
         nature = Nature(Limits(page_bytes_max=100_000), Quiet(), None, None, None, {})  # type: ignore[arg-type]
         reader = Reader("points", socket, nature, Source(store, store.snapshot, lambda _question, _peer: {}))
-        monkeypatch.setattr(reader, "send", sent)
+        monkeypatch.setattr(reader, "send_frame", sent)
         peer = Peer(b"c" * 16, "client", "process", Origin("here"), Grant("uid:1", OPERATOR), "uid:1", None)
         queries = [Query(tag, 1 << 60, protocol.pack_body("raw_get", (b"large",))) for tag in range(LATER_MAX + 1)]
         reader.handle(b"route", peer, Queries(queries[:-1]), 0)
@@ -427,7 +427,7 @@ def test_queries_that_wait_end_with_their_connection(monkeypatch: pytest.MonkeyP
         assert not reader.deaf(b"other", peer, frame)
         reader.handle(b"route", peer, Goodbye(peer.client), 0)
         assert reader.patience_ms() > 0
-        monkeypatch.setattr(reader, "send", lambda *_: False)
+        monkeypatch.setattr(reader, "send_frame", lambda *_: False)
         reader.handle(b"route", peer, Queries(queries), 0)
         assert not reader._later
 

@@ -12,12 +12,15 @@ from dbmd.turns import PROCESSES_FULL, Turns
 def test_a_single_item_waits_for_one_of_each_other_process() -> None:
     """However much others have queued, the next round has one item of each."""
     turns: Turns[str] = Turns(100_000, 1 << 30)
+    waiting = turns.processes
+    assert not waiting
     for number in range(10_000):
         turns.add("greedy", f"greedy {number}", 1)
         turns.add("hostile", f"hostile {number}", 1)
     turns.add("meek", "meek 0", 1)
     assert [turns.take() for _ in range(3)] == ["greedy 0", "hostile 0", "meek 0"]
     assert turns.take() == "greedy 1"
+    assert len(waiting) == 2
 
 
 def test_a_process_is_full_by_count_and_by_bytes() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import zmq
 
@@ -12,6 +12,8 @@ from dbmd.protocol import Code, ProtocolError
 
 if TYPE_CHECKING:
     from dbmd.access import Grant
+
+USER_ID: Any = b"User-Id"  # as bytes, which pyzmq would make of a str each time
 
 
 class Origin(NamedTuple):
@@ -57,6 +59,6 @@ class Peer(NamedTuple):
 def user_id(frame: zmq.Frame) -> str:
     """Return what the gate let a connection in as; a connection that no gate saw has none, and is nobody."""
     try:
-        return str(frame.get("User-Id"))
+        return str(frame.get(USER_ID))
     except zmq.ZMQError:
         return ""

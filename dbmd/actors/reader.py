@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import secrets
 from collections import deque
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from dbmd import operations, protocol
+from dbmd import frequent, operations, protocol
 from dbmd.access import Right
 from dbmd.actors.actor import IDLE_MS, Actor, Nature, clock_ms, now_us
 from dbmd.effects import Clients, Count, Get, RefusedError, Scan, Status, Stop
+from dbmd.keyspaces import RESERVED
 from dbmd.paging import Paging
 from dbmd.protocol import (
     Answer,
@@ -24,19 +25,20 @@ from dbmd.protocol import (
     Queries,
     ScanRequest,
 )
+from dbmd.verbs import GetOne, Verb
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     import zmq
 
     from dbmd.actors.peers import Peer
     from dbmd.effects import Administered, Question
     from dbmd.manners import Operation
-    from dbmd.protocol import Query
     from dbmd.storage import Snapshot, View
 
 TOKEN_BITS = 62
+DONE, READ = int(Outcome.DONE), Right.READ  # an enumeration costs a microsecond each time it is asked
 OUTCOMES = {int(outcome): outcome.name.lower() for outcome in Outcome}
 NOT_OPEN = "no such scan is open: it was cut, or a page of it could not be delivered"
 
@@ -61,6 +63,13 @@ class Source(NamedTuple):
     committed_ms: Callable[[], int] = lambda: 0
 
 
+Fields: TypeAlias = tuple[int, int, Any]
+"""Those of a ``Query``, or of an ``Answer``, built as such or not."""
+
+Told: TypeAlias = tuple[str, str, bytes, int]
+"""What the log says of a query: operation, the subject's name, the subject, and when it was begun."""
+
+
 class _Asked(NamedTuple):
     """What the log line of a query needs at its end; ``operation`` and ``arguments`` once they were found valid."""
 
@@ -69,6 +78,13 @@ class _Asked(NamedTuple):
     arrived_us: int
     started_us: int
     client: str
+
+    def told(self) -> Told:
+        """Return what the log says of it."""
+        if self.operation is None:
+            return "unknown", "key", b"", self.started_us
+        verb = self.operation.verb
+        return self.operation.name, verb.keyspace.subject, verb.subjects(self.arguments)[0], self.started_us
 
 
 class Reader(Actor):
@@ -80,7 +96,23 @@ class Reader(Actor):
         self._source = source
         self._paging = Paging(nature.limits)
         self._asked: dict[tuple[bytes, int], _Asked] = {}
-        self._later: deque[tuple[bytes, Peer, list[Query], int]] = deque()
+        self._later: deque[tuple[bytes, Peer, Sequence[Fields], int]] = deque()
+        self._waiting = self._later
+        self._mark = role[0]
+        self._get = source.view.get
+        self._doubts: tuple[type[Exception], ...] = (
+            ProtocolError,
+            LookupError,
+            TypeError,
+            ValueError,
+            *source.view.read_errors,
+        )
+        self._items_max = nature.limits.request_items_max
+        self._loads = {
+            name: (operation.verb.keyspace.prefix, operation.verb.keyspace.subject)
+            for name, operation in operations.REGISTRY.items()
+            if operation.verb.role == role and _loads_one(operation)
+        }
 
     @property
     def scans(self) -> int:
@@ -98,7 +130,7 @@ class Reader(Actor):
             self._answer_all(*self._later.popleft())
         if self._paging.ready:
             self._send_page()
-        for cut in self._paging.expire(clock_ms()):
+        for cut in self._paging.expire(clock_ms()) if self._asked else ():
             asked = self._asked.pop((cut.ticket, cut.tag), None)
             peer = self.peers.get(cut.ticket)
             self.counts["scans_cut"] += 1
@@ -129,6 +161,14 @@ class Reader(Actor):
         elif busy and clock_ms() - send.opened_ms < GIVES_WAY_MS:
             self._stopping.wait((now_us() - began_us) * (SHARE - 1) / 1_000_000)
 
+    def take(self, route: bytes, peer: Peer, fields: Any, arrived_us: int) -> bool:  # noqa: ANN401
+        """Answer queries by their bare fields."""
+        queries = frequent.queries(fields)
+        if queries is None:
+            return False
+        self._answer_all(route, peer, queries, arrived_us)
+        return True
+
     def handle(self, route: bytes, peer: Peer, message: protocol.Message, arrived_us: int) -> None:
         """Answer queries, open scans, take credit, let go of who says goodbye."""
         if isinstance(message, Queries):
@@ -149,9 +189,9 @@ class Reader(Actor):
 
     def _credit(self, route: bytes, peer: Peer, credit: Credit) -> None:
         """Send on, or say that there is nothing to send, or that the role is no longer what it was."""
-        if not peer.grant.role.has(Right.READ):  # its key was revoked in the middle of a scan
+        if not peer.grant.role.has(READ):  # its key was revoked in the middle of a scan
             self._drop(route)
-            raise ProtocolError(Code.RIGHT, peer.grant.role.lack(Right.READ))
+            raise ProtocolError(Code.RIGHT, peer.grant.role.lack(READ))
         asked = self._asked.get((route, credit.tag))
         if asked is not None and asked.operation is not None:
             try:
@@ -160,7 +200,8 @@ class Reader(Actor):
             except RefusedError as error:
                 self._paging.cancel(route, credit.tag)
                 del self._asked[route, credit.tag]
-                self._tell(route, [(_refusal(credit.tag, error), asked)])
+                refusal = _refusal(credit.tag, error)
+                self._tell(route, asked.client, asked.arrived_us, [refusal], [(refusal, asked.told())])
                 return
         if not self._paging.grant(route, credit.tag, credit.pages, clock_ms()):
             self.counts["credit_for_nothing"] += 1
@@ -169,27 +210,33 @@ class Reader(Actor):
         elif not credit.pages and (awaited := self._paging.awaited(route, credit.tag)) is not None:
             self.send(route, awaited)
 
-    def _answer_all(self, route: bytes, peer: Peer, queries: list[Query], arrived_us: int) -> None:
+    def _answer_all(self, route: bytes, peer: Peer, queries: Sequence[Fields], arrived_us: int) -> None:
         """
         Answer queries, about a page's worth at once; those behind it wait for the others' turns.
 
         One frame may ask for more than the memory holds, and for what would take minutes to send.
         """
-        told: list[tuple[Answer, _Asked]] = []
-        size = 0
-        for done, query in enumerate(queries, 1):
-            answered = self._answer(route, peer, query, arrived_us)
+        answers: list[Fields] = []
+        told: list[tuple[Fields, Told]] = []
+        size = done = 0
+        for query in queries:
+            done += 1
+            answered = self._load(peer, query) or self._answer(route, peer, query, arrived_us)
             if answered is None:
                 continue
             told.append(answered)
-            payload = answered[0].payload
-            size += len(payload) if isinstance(payload, bytes) else 0
+            answer = answered[0]
+            answers.append(answer)
+            payload = answer[2]
+            if type(payload) is not bytes:
+                continue
+            size += len(payload)
             if size >= self.nature.limits.page_bytes_max:
-                if self._tell(route, told) and done < len(queries):
+                if self._tell(route, peer.shown, arrived_us, answers, told) and done < len(queries):
                     self._later.append((route, peer, queries[done:], arrived_us))
                 return  # who takes no answer is not read for: he asks again
-        if told:
-            self._tell(route, told)
+        if answers:
+            self._tell(route, peer.shown, arrived_us, answers, told)
 
     def deaf(self, route: bytes, peer: Peer | None, frame: zmq.Frame) -> bool:
         """Say whether a message is dropped unread: also where as many queries of its connection wait as may."""
@@ -197,12 +244,46 @@ class Reader(Actor):
             return True
         return super().deaf(route, peer, frame)
 
-    def _tell(self, route: bytes, told: list[tuple[Answer, _Asked]]) -> bool:
-        """Send answers in one frame, then log a line for each; ``False`` says that they were not taken."""
-        sent = self.send(route, Answers([answer for answer, _ in told]))
-        for answer, asked in told:
-            self._note(answer, asked)
+    def _tell(
+        self, route: bytes, client: str, arrived_us: int, answers: list[Fields], told: list[tuple[Fields, Told]]
+    ) -> bool:
+        """Send answers in one frame, then note a line for each; ``False`` says that they were not taken."""
+        sent = self.send_frame(route, protocol.pack((frequent.ANSWERS, answers)))
+        self._note(client, arrived_us, told)
         return sent
+
+    def _note(self, client: str, arrived_us: int, told: list[tuple[Fields, Told]]) -> None:
+        """Keep what the log says of queries that were answered now."""
+        total_us = now_us() - arrived_us
+        self.counts["queries"] += len(told)
+        rows, mark = self._rows, self._mark
+        for (tag, outcome, payload), (name, subject_name, subject, started_us) in told:
+            what, group, queue_us = OUTCOMES[outcome], None, started_us - arrived_us
+            reason = None if outcome == DONE else str(payload[0])
+            rows.append((
+                name, subject_name, subject, what, client, mark, tag, group, group, queue_us, group, total_us, reason
+            ))  # fmt: skip
+
+    def _load(self, peer: Peer, query: Fields) -> tuple[Fields, Told] | None:
+        """
+        Answer what is asked most often, one record of whom may read all, in a straight line.
+
+        ``None`` at the first doubt, which ``_answer`` judges: it alone says what is wrong.
+        """
+        tag, deadline_ms, body = query
+        started_us = now_us()
+        if clock_ms() > deadline_ms or READ not in peer.grant.role.free:
+            return None
+        try:
+            name, arguments = fields = protocol.unpack(body, self._items_max)
+            prefix, subject_name = self._loads[name]
+            (key,) = arguments
+            whole = prefix + key
+            if not type(fields) is type(arguments) is tuple or whole.startswith(RESERVED):
+                return None
+            return (tag, DONE, self._get(whole)), (name, subject_name, key, started_us)
+        except self._doubts:
+            return None
 
     def _question(self, peer: Peer, body: bytes) -> tuple[Operation, tuple[Any, ...], Question]:
         """Return what an untrusted body asks; raises ``RefusedError`` and ``ProtocolError``."""
@@ -215,31 +296,32 @@ class Reader(Actor):
         peer.grant.role.check(operation.right, effect)
         return operation, arguments, effect
 
-    def _answer(self, route: bytes, peer: Peer, query: Query, arrived_us: int) -> tuple[Answer, _Asked] | None:
+    def _answer(self, route: bytes, peer: Peer, query: Fields, arrived_us: int) -> tuple[Fields, Told] | None:
         """Answer one query, or ``None`` where the answer comes later."""
+        tag, deadline_ms, body = query
         asked = _Asked(None, (), arrived_us, now_us(), peer.shown)
         try:
-            _check_deadline(query.deadline_ms)
-            operation, arguments, question = self._question(peer, query.body)
+            _check_deadline(deadline_ms)
+            operation, arguments, question = self._question(peer, body)
             asked = _Asked(operation, arguments, arrived_us, asked.started_us, peer.shown)
             if isinstance(question, Count):
-                if (route, query.tag) not in self._asked:  # else asked again, for it takes long: it would never end
-                    self._begin(route, query.tag, question, 1, asked)
+                if (route, tag) not in self._asked:  # else asked again, for it takes long: it would never end
+                    self._begin(route, tag, question, 1, asked)
                 return None
             if isinstance(question, Scan):
                 raise RefusedError(Code.OPERATION, f"{operation.name} is a scan, and is asked for as one")
             if isinstance(question, Get):
-                answer = Answer(query.tag, Outcome.DONE, question.evaluate(self._source.view))
+                answer = Answer(tag, Outcome.DONE, question.evaluate(self._source.view))
             else:
-                answer = Answer(query.tag, Outcome.DONE, self._source.administer(question, peer))
+                answer = Answer(tag, Outcome.DONE, self._source.administer(question, peer))
         except self._source.view.read_errors as error:
             self.counts["reads_failed"] += 1
             name = asked.operation.name if asked.operation is not None else None
             self._logger.error("read failed", error=str(error), operation=name)  # noqa: TRY400 - no trace: it is the disk
-            answer = Answer(query.tag, Outcome.FAILED, (str(Code.INTERNAL), f"the store cannot be read: {error}"))
+            answer = Answer(tag, Outcome.FAILED, (str(Code.INTERNAL), f"the store cannot be read: {error}"))
         except (RefusedError, ProtocolError) as error:
-            answer = _refusal(query.tag, error)
-        return answer, asked
+            answer = _refusal(tag, error)
+        return answer, asked.told()
 
     def _open(self, route: bytes, peer: Peer, request: ScanRequest, arrived_us: int) -> None:
         asked = _Asked(None, (), arrived_us, now_us(), peer.shown)
@@ -251,7 +333,8 @@ class Reader(Actor):
                 raise RefusedError(Code.OPERATION, f"{operation.name} is not a scan")
             self._begin(route, request.tag, question, request.credit, asked)
         except (RefusedError, ProtocolError) as error:
-            self._tell(route, [(_refusal(request.tag, error), asked)])
+            refusal = _refusal(request.tag, error)
+            self._tell(route, peer.shown, arrived_us, [refusal], [(refusal, asked.told())])
 
     def _begin(self, route: bytes, tag: int, question: Scan | Count, credit: int, asked: _Asked) -> None:
         self._paging.check_room()
@@ -262,36 +345,14 @@ class Reader(Actor):
     def _note_end(self, route: bytes, tag: int) -> None:
         asked = self._asked.pop((route, tag), None)
         if asked is not None:
-            self._note(Answer(tag, Outcome.DONE, None), asked)
-
-    def _note(self, answer: Answer, asked: _Asked) -> None:
-        self.counts["queries"] += 1
-        operation, arguments, arrived_us, started_us, client = asked
-        subject_name, subject = "key", b""
-        if operation is not None:
-            subject_name = operation.verb.keyspace.subject
-            subject = operation.verb.subjects(arguments)[0]
-        row = (
-            operation.name if operation is not None else "unknown",
-            subject_name,
-            subject,
-            OUTCOMES[answer.outcome],
-            client,
-            self.name[0],
-            answer.tag,
-            None,
-            None,
-            started_us - arrived_us,
-            None,
-            now_us() - arrived_us,
-            None if answer.outcome == Outcome.DONE else str(answer.payload[0]),
-        )
-        self._rows.append(row)
+            self._note(asked.client, asked.arrived_us, [((tag, DONE, None), asked.told())])
 
     def forget(self, route: bytes) -> None:
         """Forget a connection and close its snapshots."""
         super().forget(route)
-        self._later = deque(waiting for waiting in self._later if waiting[0] != route)
+        kept = [waiting for waiting in self._later if waiting[0] != route]
+        self._later.clear()
+        self._later += kept
         self._drop(route)
 
     def _drop(self, route: bytes) -> None:
@@ -303,6 +364,13 @@ class Reader(Actor):
     def park(self) -> None:
         """Close every snapshot: from now on this actor makes no call into the store."""
         self._paging.close()
+
+
+def _loads_one(operation: Operation) -> bool:
+    """Say whether all that an operation asks of the store is one key below its prefix."""
+    verb = operation.verb
+    plain = type(verb).effect is GetOne.effect and type(verb).subjects is Verb.subjects
+    return plain and verb.right is READ and not verb.keyspace.whole
 
 
 def _check_deadline(deadline_ms: int) -> None:

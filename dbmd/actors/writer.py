@@ -70,6 +70,7 @@ class Writer(Actor):
         self._turns: Turns[tuple[Ticket, Commands, Command]] = Turns(
             TURNS_GROUPS * limits.group_commands_max, TURNS_GROUPS * limits.group_bytes_max
         )
+        self._waiting = self._turns.processes
         self._descriptor = int(socket.getsockopt(zmq.FD))  # low, for it is opened at the start: fit for select
 
     @property

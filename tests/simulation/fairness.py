@@ -17,6 +17,7 @@ import zmq
 
 from dbmd import protocol
 from dbmd.actors.actor import Nature
+from dbmd.actors.peers import USER_ID
 from dbmd.actors.reader import Reader, Source
 from dbmd.actors.writer import Writer
 from dbmd.commit import GroupCommit
@@ -58,9 +59,9 @@ class Frame(NamedTuple):
     pid: int
     more: bool
 
-    def get(self, name: str) -> str:
+    def get(self, name: object) -> str:
         """Return who it is, or the peer's address, as libzmq tells it of an ipc connection: all are one principal."""
-        return PRINCIPALS[0] if name == "User-Id" else f"path:0:0:{self.pid}"
+        return PRINCIPALS[0] if name == USER_ID else f"path:0:0:{self.pid}"
 
 
 class Mailbox:

@@ -285,13 +285,13 @@ MUTANTS = (
         "hello not required",
         "a connection that said no hello to this run is refused",
         ACTOR,
-        "            if peer is None:\n",
+        "            if known is None:\n",
         "            client = getattr(message, 'client', b'')\n"
         "            grant, mine = self.nature.grants[user_id(frame)], user_id(frame)\n"
         "            unknown = Peer(client, '', '', Origin(''), grant, mine, client)\n"
         "            self._heard_ms.setdefault(route, 0)\n"
-        "            peer = peer or self.peers.setdefault(route, unknown)\n"
-        "            if peer is None:\n",
+        "            known = known or self.peers.setdefault(route, unknown)\n"
+        "            if known is None:\n",
     ),
     Mutant(
         "last delete in a group lost",

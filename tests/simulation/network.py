@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import zmq
 
+from dbmd.actors.peers import USER_ID
+
 if TYPE_CHECKING:
     from random import Random
 
@@ -49,10 +51,10 @@ class Part(NamedTuple):
         """Return what is in it."""
         return memoryview(self.bytes)
 
-    def get(self, name: str) -> str:
+    def get(self, name: object) -> str:
         """Return whom its route, which begins with the principal, is of, or the peer's own address."""
         route = self.route.decode()
-        return route.partition(" ")[0] if name == "User-Id" else f"sim-{route}"
+        return route.partition(" ")[0] if name == USER_ID else f"sim-{route}"
 
 
 def parts_of(frames: list[bytes]) -> list[Part]:

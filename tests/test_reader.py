@@ -1,0 +1,109 @@
+"""A point load is answered in a straight line, and never otherwise than as any query is."""
+
+from __future__ import annotations
+
+from collections import Counter
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from dbmd import operations, protocol
+from dbmd.access import NOBODY, OPERATOR, READER, Grant, Role
+from dbmd.actors.actor import Nature
+from dbmd.actors.peers import Origin, Peer
+from dbmd.actors.reader import Reader, Source
+from dbmd.keyspaces import RESERVED
+from dbmd.limits import Limits
+from dbmd.storage import MemoryStore
+
+FOREVER_MS = 1 << 60
+KEY = b"ab12"
+STORE = MemoryStore({b"w" + KEY: b"{}", KEY: b"1", RESERVED + KEY: b"dbmd's own", b"bw": b"block"})
+LIMITED = Role("limited", reads=["trackers"])
+LOADS = {  # of one key; their other halves are the clients'
+    "load_watcher_appointment", "load_responder_tracker", "load_locator_map", "get_last_known_block", "load_entry",
+    "raw_get",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def reader() -> Reader:
+    """Give a reader of points that nobody asks but the test."""
+    socket: Any = SimpleNamespace(get=lambda _option: 0, close=lambda **_: None)
+    log: Any = SimpleNamespace(logger=lambda _name: SimpleNamespace(error=lambda *_, **__: None))
+    nature = Nature(Limits(), log, None, None, None, {})  # type: ignore[arg-type]
+    return Reader("points", socket, nature, Source(STORE, STORE.snapshot, lambda _question, _peer: {}))
+
+
+def peer_of(role: Role) -> Peer:
+    """Return a connection of a role."""
+    return Peer(b"c" * 16, "c0ffee", "process", Origin("here"), Grant("uid:1", role), "uid:1", None)
+
+
+def packed(operation: object, *arguments: object) -> bytes:
+    """Return a body, whatever stands in it."""
+    return protocol.pack((operation, arguments))
+
+
+def both(reader: Reader, role: Role, query: tuple[int, int, bytes]) -> tuple[Any, Any]:
+    """Return what the straight line says, and what is said of any query, but for the moment in which it began."""
+    straight, general = reader._load(peer_of(role), query), reader._answer(b"r", peer_of(role), query, 0)
+    return tuple(each and (tuple(each[0]), each[1][:3]) for each in (straight, general))  # type: ignore[return-value]
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers(0, 9) | st.binary(max_size=3) | st.text(max_size=3) | st.just(KEY),
+    lambda each: st.lists(each, max_size=3) | st.dictionaries(st.binary(max_size=3), each, max_size=2),
+    max_leaves=4,
+)
+names = st.sampled_from(sorted(operations.REGISTRY))
+
+
+@given(
+    st.sampled_from([OPERATOR, READER, LIMITED, NOBODY]),
+    st.sampled_from([0, FOREVER_MS]),
+    st.builds(packed, names, anything)
+    | st.builds(packed, names)
+    | st.builds(protocol.pack, st.tuples(names | anything, anything) | anything)
+    | st.binary(max_size=9),
+)
+@example(READER, FOREVER_MS, packed("load_watcher_appointment", KEY))
+@example(LIMITED, FOREVER_MS, packed("load_watcher_appointment", KEY))
+@example(READER, FOREVER_MS, packed("raw_get", RESERVED + KEY))
+@example(READER, FOREVER_MS, packed("load_last_block_hash_watcher"))
+@example(READER, FOREVER_MS, packed("load_watcher_appointment", KEY, KEY))
+@example(READER, FOREVER_MS, packed("load_watcher_appointment", "ab12"))
+@example(READER, FOREVER_MS, protocol.pack(("load_watcher_appointment", {KEY: 1})))
+@example(READER, FOREVER_MS, protocol.pack({"load_watcher_appointment": 1, KEY: 2}))
+@example(READER, FOREVER_MS, packed([], KEY))
+def test_what_is_answered_in_a_straight_line_is_what_is_answered_of_any_query(
+    reader: Reader, role: Role, deadline_ms: int, body: bytes
+) -> None:
+    """Whatever a body holds, and whoever asks, the straight line answers alike or not at all."""
+    straight, general = both(reader, role, (7, deadline_ms, body))
+    assert straight is None or straight == general
+
+
+@pytest.mark.parametrize("operation", sorted(LOADS))
+def test_every_load_of_one_key_goes_that_way(reader: Reader, operation: str) -> None:
+    """None of them costs what the rare ones do, and a record that is not there costs no more."""
+    for key in (KEY, b"none"):
+        straight, general = both(reader, READER, (7, FOREVER_MS, packed(operation, key)))
+        assert straight == general
+    assert set(reader._loads) == LOADS
+
+
+def test_a_damaged_record_is_told_of_once(reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A read error ends the straight line; the general answer counts it and says it."""
+    monkeypatch.setattr(reader, "counts", Counter())
+    damaged: Any = SimpleNamespace(read_errors=(OSError,), get=lambda _key: (_ for _ in ()).throw(OSError("damaged")))
+    monkeypatch.setattr(reader, "_source", reader._source._replace(view=damaged))
+    monkeypatch.setattr(reader, "_get", damaged.get)
+    monkeypatch.setattr(reader, "_doubts", (*reader._doubts, OSError))
+    straight, (answer, _) = both(reader, READER, (7, FOREVER_MS, packed("load_watcher_appointment", KEY)))
+    assert straight is None
+    assert answer == (7, protocol.Outcome.FAILED, ("internal", "the store cannot be read: damaged"))
+    assert reader.counts["reads_failed"] == 1
