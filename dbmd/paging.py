@@ -268,7 +268,10 @@ def received(page: Page, body: bytes | memoryview | None, scan: Scan) -> Receive
     if page.segment >= len(scan.segments):
         raise ProtocolError(Code.MALFORMED, f"page.segment is {page.segment}, this scan has {len(scan.segments)}")
     part = scan.segments[page.segment]
-    if page.count > PAGE_RECORDS_MAX or _keys_counted(page, part) != (page.count if scan.keys else None):
+    names = _names_of(page, part) if scan.keys and page.count <= PAGE_RECORDS_MAX else None
+    if page.count > PAGE_RECORDS_MAX or (
+        names is None and _keys_counted(page, part) != (page.count if scan.keys else None)
+    ):
         raise ProtocolError(Code.MALFORMED, f"page.keys are not {page.count} of this scan")
     lengths = page.lengths if part.values and page.count else b""
     if page.lengths != lengths or len(lengths) != (4 * page.count if part.values else 0):
@@ -277,7 +280,24 @@ def received(page: Page, body: bytes | memoryview | None, scan: Scan) -> Receive
         gaps_bytes = len(b",%d," % page.token) * (page.count - 1) + 2
         if body is None or len(body) != sum(array("I", lengths)) + gaps_bytes:
             raise ProtocolError(Code.MALFORMED, f"the page's values are not {page.count} of these lengths")
-    return Received(page, body if lengths else None, part)
+    return Received(page, body if lengths else None, part, names)
+
+
+def _names_of(page: Page, part: Segment) -> list[str] | None:
+    """
+    Return a page's keys without their segment's prefix, or ``None`` whenever they must be looked at one by one.
+
+    Cut at every newline that the prefix follows, as they are to be read, they count themselves: as many as the page
+    says, with nothing before the first, and no newline beside those cut at.
+    """
+    keys, prefix = page.keys, part.prefix
+    if type(keys) is not bytes or not prefix or keys.count(b"\n") + 1 != page.count:
+        return None
+    try:
+        first, *names = f"\n{keys.decode()}".split(f"\n{prefix.decode()}")
+    except UnicodeDecodeError:
+        return None
+    return names if not first and len(names) == page.count else None
 
 
 def _keys_counted(page: Page, part: Segment) -> int | None:
@@ -297,12 +317,15 @@ def _keys_counted(page: Page, part: Segment) -> int | None:
 class Received:
     """The caller's half of a page: its keys, values and JSON values, each in as few C calls as they allow."""
 
-    __slots__ = ("_body", "_page", "_segment")
+    __slots__ = ("_body", "_names", "_page", "_segment")
 
-    def __init__(self, page: Page, body: bytes | memoryview | None, segment: Segment) -> None:
+    def __init__(
+        self, page: Page, body: bytes | memoryview | None, segment: Segment, names: list[str] | None = None
+    ) -> None:
         self._page = page
         self._body = body
         self._segment = segment
+        self._names = names
 
     @property
     def segment(self) -> int:
@@ -323,13 +346,9 @@ class Received:
 
     def names(self) -> list[str]:
         """Return the keys as text, without their segment's prefix; raises ``CorruptRecordError``."""
-        keys, prefix = self._page.keys, self._segment.prefix
-        if isinstance(keys, bytes) and self._page.count:
-            try:
-                # Every newline is a separator (the daemon saw to that), and every key begins with the prefix.
-                return (b"\n" + keys).decode().split("\n" + prefix.decode())[1:]
-            except UnicodeDecodeError:
-                pass
+        if self._names is not None:
+            return self._names
+        prefix = self._segment.prefix
         return [self._name(key[len(prefix) :]) for key in self.keys()]
 
     @staticmethod

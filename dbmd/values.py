@@ -151,10 +151,16 @@ def decode_joined(body: bytes | memoryview, count: int, token: int) -> list[obje
 
 
 def _flat(values: list[object]) -> bool:
-    """Say whether every value is a dict of scalars but floats: what towers store, checked without a Python loop."""
+    """
+    Say whether every value is a dict of scalars but floats: what towers store, checked without a Python loop.
+
+    Most pages hold one shape of record over and over: then the first one's types are all there are to look at.
+    """
     if set(map(type, values)) != {dict}:
         return False
-    return _SCALARS.issuperset(map(type, chain.from_iterable(map(dict.values, values))))  # type: ignore[arg-type]
+    types = [*map(type, chain.from_iterable(map(dict.values, values)))]  # type: ignore[arg-type]
+    first = types[: len(values[0])]  # type: ignore[arg-type]
+    return _SCALARS.issuperset(first if types == first * len(values) else types)
 
 
 def split(body: bytes | memoryview, lengths: Sequence[int], token: int) -> list[bytes]:

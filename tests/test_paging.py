@@ -412,6 +412,31 @@ def test_a_page_whose_parts_do_not_fit_is_refused(wrong: dict[str, Any], text: s
         paging.received(GOOD._replace(**wrong), BODY, scan)
 
 
+def test_keys_that_are_no_text_are_received_and_refused_where_they_are_read_as_text() -> None:
+    """A page of them is whole; only who asks for names is told, and of the one that is none."""
+    for keys in (b"wa\nw\xfe", b"w\xfe\nwa"):
+        page = paging.received(GOOD._replace(keys=keys), BODY, Scan((segment(APPOINTMENTS),)))
+        assert page.keys() == keys.split(b"\n")
+        with pytest.raises(CorruptRecordError, match=r"ending in b'\\xfe' is not UTF-8"):
+            page.names()
+
+
+@given(st.lists(st.text("wx\n", max_size=3).map(str.encode), min_size=1, max_size=3), st.text("w\n", max_size=2))
+def test_names_are_those_that_a_look_at_each_key_tells(keys: list[bytes], prefix: str) -> None:
+    """Keys joined by a newline, whatever is in them: taken with the same names as a list of them, or refused."""
+    scan = Scan((Segment(prefix.encode(), (), values=False),))
+    joined = b"\n".join(keys)
+    page = GOOD._replace(count=joined.count(b"\n") + 1, keys=joined, lengths=b"")
+    listed = page._replace(keys=joined.split(b"\n"))
+    try:
+        names = paging.received(listed, None, scan).names()
+    except ProtocolError:
+        with pytest.raises(ProtocolError, match=r"page\.keys"):
+            paging.received(page, None, scan)
+    else:
+        assert paging.received(page, None, scan).names() == names
+
+
 def test_a_page_without_what_it_tells_of_is_refused() -> None:
     """Values that did not come, lengths where none were asked for, and more records than a page has room for."""
     with pytest.raises(ProtocolError, match="the page's values are not 2"):
