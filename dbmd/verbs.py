@@ -33,7 +33,7 @@ from dbmd.shapes import new
 from dbmd.storage import Delete, Put, Range
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable
 
     from dbmd.effects import Administered, Effect, Question
     from dbmd.limits import Limits
@@ -128,10 +128,7 @@ class GetOne(Verb):
         return () if self.keyspace.whole else (text(arguments[0]),)
 
     def effect(self, arguments: tuple[object, ...], limits: Limits) -> Get:  # noqa: ARG002 - longer keys may be there
-        rest = b"" if self.keyspace.whole else _wire(arguments, bytes)[0]
-        if self.keyspace.whole:
-            _wire(arguments)
-        return Get(self.key(rest))
+        return Get(self.key(b"".join(_wire(arguments) if self.keyspace.whole else _wire(arguments, bytes))))
 
     def decode(self, payload: Any, arguments: tuple[Any, ...]) -> Any:  # noqa: ANN401, ARG002
         return None if payload is None else self._read(payload)
@@ -294,25 +291,29 @@ class WriteBatch(Verb):
     right = Right.WRITE
 
     def encode(self, *arguments: Any) -> tuple[object, ...]:  # noqa: ANN401
-        writes: Iterable[tuple[bytes, bytes | None]] = arguments[0]
-        return tuple(writes)
+        return tuple(arguments[0])
 
-    def effect(self, arguments: tuple[object, ...], limits: Limits) -> Batch:
-        _each(arguments, tuple, limits.batch_keys_max, "batch_keys_max")
-        return Batch(tuple(self._writes(arguments, limits)))
-
-    def _writes(self, arguments: tuple[Any, ...], limits: Limits) -> Iterator[Write]:
+    def fits(self, arguments: tuple[Any, ...], limits: Limits) -> bool:
         key_bytes_max, value_bytes_max = limits.key_bytes_max, limits.value_bytes_max
         for pair in arguments:
-            if len(pair) == 2 and type(pair[0]) is bytes and type(pair[1]) is bytes:  # noqa: PLR2004
-                key, value = pair
-                if len(key) <= key_bytes_max and len(value) <= value_bytes_max and not key.startswith(RESERVED):
-                    yield new(Put, pair)
-                    continue
-            key, value = _wire(pair, bytes, type(None) if len(pair) > 1 and pair[1] is None else bytes)
-            yield (
-                Delete(check_deleted(key)) if value is None else Put(check_key(key, limits), check_value(value, limits))
-            )
+            if type(pair) is not tuple or len(pair) != 2 or type(pair[0]) is not bytes:  # noqa: PLR2004
+                return False
+            key, value = pair
+            known = value is None or (type(value) is bytes and len(value) <= value_bytes_max)
+            if not known or key >= RESERVED or len(key) > key_bytes_max:
+                return False
+        return len(arguments) <= limits.batch_keys_max
+
+    def effect(self, arguments: tuple[Any, ...], limits: Limits) -> Batch:
+        if self.fits(arguments, limits):
+            return Batch(tuple([Delete(pair[0]) if pair[1] is None else new(Put, pair) for pair in arguments]))
+        _each(arguments, tuple, limits.batch_keys_max, "batch_keys_max")
+        return Batch(tuple(self._write(pair, limits) for pair in arguments))
+
+    @staticmethod
+    def _write(pair: Any, limits: Limits) -> Write:  # noqa: ANN401 - untrusted
+        key, value = _wire(pair, bytes, type(None) if len(pair) > 1 and pair[1] is None else bytes)
+        return Delete(check_deleted(key)) if value is None else Put(check_key(key, limits), check_value(value, limits))
 
     def subjects(self, arguments: tuple[Any, ...]) -> tuple[bytes, ...]:
         return tuple(key for key, _ in arguments)

@@ -254,6 +254,27 @@ wires = st.recursive(
 )
 
 
+@given(st.lists(st.tuples(near, near) | near, max_size=4).map(tuple))
+@example(((b"k" * 99, None),))
+@example(((RESERVED, None), (b"a", b"1")))
+def test_a_batch_that_fits_at_a_glance_is_applied_as_it_came(wire: tuple[Any, ...]) -> None:
+    """One look at each pair tells a batch that passes no limit and touches nothing reserved; else it is looked into."""
+    verb = verbs.WriteBatch()
+    if verb.fits(wire, LIMITS):
+        assert all(type(key) is bytes and len(key) <= LIMITS.key_bytes_max for key, _ in wire)
+        assert not any(key.startswith(RESERVED) for key, _ in wire)
+        assert verb.effect(wire, LIMITS) == Batch(tuple(Delete(k) if v is None else Put(k, v) for k, v in wire))
+    else:
+        assert len(wire) > LIMITS.batch_keys_max or any(
+            type(pair) is not tuple
+            or type(pair[0]) is not bytes
+            or len(pair[0]) > LIMITS.key_bytes_max
+            or pair[0] >= RESERVED
+            or type(pair[1]) not in (bytes, type(None))
+            for pair in wire
+        )
+
+
 def check_safe(declared: Operation, arguments: tuple[object, ...]) -> None:
     """Require that untrusted ``arguments`` are refused, or have an effect that may go to the store."""
     verb = declared.verb

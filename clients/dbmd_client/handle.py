@@ -122,7 +122,9 @@ class WriteBatch:
 
     def put(self, key: bytes, value: bytes) -> None:
         """Add a put."""
-        self._writes.append((_bytes("key", key), _bytes("value", value)))
+        if type(key) is not bytes or type(value) is not bytes:  # asked here, for there are many in a batch
+            key, value = _bytes("key", key), _bytes("value", value)
+        self._writes.append((key, value))
 
     def delete(self, key: bytes) -> None:
         """Add a delete."""

@@ -157,9 +157,11 @@ class LevelDB:
         """
         try:
             batch = self._db.write_batch(sync=True)  # not as a context manager: that would write half of it on an error
+            put = batch.put
             for write in writes:
                 if type(write) is Put:
-                    batch.put(*write)
+                    key, value = write
+                    put(key, value)  # two thirds of what it takes to have the tuple unpacked for the call
                 else:
                     batch.delete(*write)
             batch.write()
