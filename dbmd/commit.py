@@ -53,15 +53,26 @@ class State(Enum):
 GATHERING, COMMITTING = State.GATHERING, State.COMMITTING
 
 
-class Told(NamedTuple):
+class Told:
     """Answer ``ticket`` with ``answer``; the rest is for the log."""
 
-    ticket: Any
-    client: bytes
-    answer: Reply | Settled
-    operation: Operation | None = None
-    arguments: tuple[Any, ...] = ()
-    number: int = 0
+    __slots__ = ("answer", "arguments", "client", "number", "operation", "ticket")
+
+    def __init__(  # noqa: PLR0913, PLR0917 - an answer, and what it is the answer to
+        self,
+        ticket: Any,  # noqa: ANN401
+        client: bytes,
+        answer: Reply | Settled,
+        operation: Operation | None = None,
+        arguments: tuple[Any, ...] = (),
+        number: int = 0,
+    ) -> None:
+        self.ticket = ticket
+        self.client = client
+        self.answer = answer
+        self.operation = operation
+        self.arguments = arguments
+        self.number = number
 
 
 class Sealed(NamedTuple):
@@ -72,20 +83,22 @@ class Sealed(NamedTuple):
     commands: int
 
 
-class _Admitted:
-    """A command in the gathering group, and everyone who is to be told of it."""
+class _Admitted(Told):
+    """A command in the gathering group, which is told once that is committed, and everyone else who is told of it."""
 
-    __slots__ = ("arguments", "askers", "attempt", "completion", "operation", "ticket")
+    __slots__ = ("askers", "attempt", "completion")
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 - a command, and how it ends
         self,
         ticket: Any,  # noqa: ANN401
+        client: bytes,
         attempt: int,
         completion: Completion,
         operation: Operation | None = None,
         arguments: tuple[Any, ...] = (),
     ) -> None:
         self.ticket = ticket
+        self.client = client
         self.attempt = attempt
         self.completion = completion
         self.operation = operation
@@ -129,6 +142,7 @@ class GroupCommit:
         """Read what earlier runs recorded; raises ``UnknownFormatError`` for what is not ours or not known."""
         self._limits = limits
         self._commands_max, self._bytes_max = limits.group_commands_max, limits.group_bytes_max
+        self._items_max = limits.request_items_max
         self._written: dict[bytes, Write] = {}
         self._overlay = _Overlay(view, self._written)
         self._admitted: dict[tuple[bytes, int], _Admitted] = {}
@@ -193,44 +207,44 @@ class GroupCommit:
 
     def _take(self, ticket: Any, frame: Commands, command: Command, digest: bytes, grant: Grant) -> Told | None:  # noqa: ANN401
         """Evaluate a new command and hold it, its outcome included, for the group."""
+        client, birth, floor, _ = frame
+        number, attempt, _, body = command
         operation: Operation | None = None
         arguments: tuple[Any, ...] = ()
         outcome: int = DONE
         payload: object = None
-        size = len(command.body)
+        size = len(body)
         try:
-            operation, arguments, effect = self._effect(command.body, grant.role)
+            operation, arguments, effect = self._effect(body, grant.role)
             writes, payload = effect.evaluate(self._overlay, self._limits)
-            size = max(size, self._write(writes))
+            size = self._write(writes, size)
         except RefusedError as error:
             # It was computed from commands that may yet fail: recorded with them, like an effect.
             outcome, payload = Outcome.REFUSED, (str(error.code), error.text)
         except _Refusal as refusal:
             outcome, payload = refusal.outcome, refusal.payload
-            if command.attempt == 1:
-                reply = Reply(command.number, 1, outcome, False, payload, 0)  # noqa: FBT003
-                return Told(ticket, frame.client, reply, operation, arguments, command.number)
-        client, number = frame.client, command.number
+            if attempt == 1:
+                reply = Reply(number, 1, outcome, False, payload, 0)  # noqa: FBT003
+                return Told(ticket, client, reply, operation, arguments, number)
         end = new(Completion, (number, outcome, payload, digest, self.sequence + 1))
-        self.identities.admit(client, frame.birth, frame.floor, end, self.uptime_ms, grant.principal)
-        self._admitted[client, number] = _Admitted(ticket, command.attempt, end, operation, arguments)
+        self.identities.admit(client, birth, floor, end, self.uptime_ms, grant.principal)
+        self._admitted[client, number] = _Admitted(ticket, client, attempt, end, operation, arguments)
         self._bytes += size
         return None
 
-    def _write(self, writes: tuple[Write, ...]) -> int:
-        """Take writes into the group; return their bytes, which for an append are the whole list's."""
-        size = 0
-        written = self._written
+    def _write(self, writes: tuple[Write, ...], size_least: int) -> int:
+        """Take writes into the group; return their bytes, for an append the whole list's, or ``size_least``."""
+        size, written = 0, self._written
         for write in writes:
             key = write.key
             written[key] = write
             size += len(key) + (len(write.value) if type(write) is Put else 0)
-        return size
+        return size if size > size_least else size_least  # noqa: FURB136 - `max` is a call, for each command
 
     def _effect(self, body: bytes, role: Role) -> tuple[Operation, tuple[Any, ...], Effect]:
         """Return the effect of an untrusted body; raises ``_Refusal``."""
         try:
-            name, arguments = protocol.unpack_body(body, self._limits.request_items_max)
+            name, arguments = protocol.unpack_body(body, self._items_max)
         except ProtocolError as error:
             raise _Refusal(Outcome.REFUSED, error.code, str(error)) from None
         operation = operations.REGISTRY.get(name)
@@ -276,7 +290,7 @@ class GroupCommit:
             payload = (str(Code.BARRED), "not applied, and never will be")
             completion = Completion(ask.number, Outcome.FAILED, payload, BARRED, self.sequence + 1)
             self.identities.admit(ask.client, ask.birth, floor, completion, self.uptime_ms, principal)
-            self._admitted[ask.client, ask.number] = _Admitted(None, 0, completion)
+            self._admitted[ask.client, ask.number] = _Admitted(None, ask.client, 0, completion)
         self._admitted[ask.client, ask.number].askers += ((ticket, ask.tag),)
         return None
 
@@ -291,30 +305,33 @@ class GroupCommit:
 
         ``housekeeping`` also gives up what expired, and persists the uptime, without waiting for a command.
         """
-        self._expect(GATHERING)
-        self.uptime_ms = max(self.uptime_ms, uptime_ms)
+        if self.state is not GATHERING:
+            self._expect(GATHERING)
+        if uptime_ms > self.uptime_ms:  # noqa: PLR1730 - as above
+            self.uptime_ms = uptime_ms
         if housekeeping:
             self.identities.expire(self.uptime_ms)
         if not self._admitted and not housekeeping:
             return None
         self.state = COMMITTING
         self.sequence += 1
-        writes = [*self._written.values(), *self.identities.writes()]
-        writes.append(new(Put, (STATE_KEY, state_record(self.sequence, self.uptime_ms))))
+        state = new(Put, (STATE_KEY, state_record(self.sequence, self.uptime_ms)))
+        writes = [*self._written.values(), *self.identities.writes(), state]
         return new(Sealed, (self.sequence, writes, len(self._admitted)))
 
     def committed(self) -> list[Told]:
         """Take note that the sealed group is durable; return the answers, in the order of admission."""
-        self._expect(COMMITTING)
+        if self.state is not COMMITTING:
+            self._expect(COMMITTING)
         self.identities.committed()
         told: list[Told] = []
-        for (client, number), each in self._admitted.items():
-            _, outcome, payload, _, group = each.completion
+        for each in self._admitted.values():
+            number, outcome, payload, _, group = each.completion
             if each.ticket is not None:
-                reply = new(Reply, (number, each.attempt, outcome, True, payload, group))
-                told.append(new(Told, (each.ticket, client, reply, each.operation, each.arguments, number)))
+                each.number, each.answer = number, new(Reply, (number, each.attempt, outcome, True, payload, group))
+                told.append(each)
             for ticket, tag in each.askers:
-                told.append(Told(ticket, client, Settled(tag, outcome, payload), number=number))
+                told.append(Told(ticket, each.client, Settled(tag, outcome, payload), number=number))
         self._written.clear()
         self._admitted.clear()
         self._bytes = 0

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 NUMBER_BITS = 63  # of a number that is neither negative nor above ``NUMBER_MAX`` all others are 0
 QUERIES, ANSWERS, COMMANDS, REPLIES = int(Kind.QUERIES), int(Kind.ANSWERS), int(Kind.COMMANDS), int(Kind.REPLIES)
+NOTHING = (None, None, None, None)
 
 
 class _DoubtError(Exception):
@@ -50,15 +51,18 @@ def _answer(fields: Any) -> Answer:  # noqa: ANN401 - untrusted
     raise _DoubtError
 
 
-def _command(fields: Any) -> Command:  # noqa: ANN401 - untrusted
-    if type(fields) is tuple and len(fields) == 4:  # noqa: PLR2004
-        number, attempt, deadline_ms, body = fields
-        if (
-            type(number) is type(attempt) is type(deadline_ms) is int
-            and type(body) is bytes
-            and not (number | attempt | deadline_ms) >> NUMBER_BITS
-        ):
-            return new(Command, fields)
+def _commands(fields: tuple[Any, ...]) -> Commands:
+    _, client, birth, floor, items = fields
+    if type(client) is bytes and type(birth) is type(floor) is int:
+        numbers, commands = birth | floor, []
+        for item in items:
+            number, attempt, deadline_ms, body = item if type(item) is tuple and len(item) == 4 else NOTHING  # noqa: PLR2004
+            if not (type(number) is type(attempt) is type(deadline_ms) is int and type(body) is bytes):
+                raise _DoubtError
+            numbers |= number | attempt | deadline_ms
+            commands.append(new(Command, item))
+        if not numbers >> NUMBER_BITS:
+            return new(Commands, (client, birth, floor, commands))
     raise _DoubtError
 
 
@@ -81,14 +85,12 @@ def _quickly(fields: Any) -> Message:  # noqa: ANN401 - untrusted
     kind, items, count = fields[0], fields[-1], len(fields)
     if type(kind) is not int or type(items) is not tuple or len(items) > ITEMS_MAX:
         raise _DoubtError
+    if kind == COMMANDS and count == 5:  # noqa: PLR2004
+        return _commands(fields)
     if kind == ANSWERS and count == 2:  # noqa: PLR2004
         return new(Answers, ([*map(_answer, items)],))
     if kind == REPLIES and count == 3 and type(fields[1]) is bytes:  # noqa: PLR2004
         return new(Replies, (fields[1], [*map(_reply, items)]))
-    if kind == COMMANDS and count == 5 and type(fields[1]) is bytes:  # noqa: PLR2004
-        _, client, birth, floor, _ = fields
-        if type(birth) is type(floor) is int and not (birth | floor) >> NUMBER_BITS:
-            return new(Commands, (client, birth, floor, [*map(_command, items)]))
     raise _DoubtError
 
 

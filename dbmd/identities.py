@@ -142,7 +142,7 @@ class Identities:
                 if digest not in (found.digest, BARRED) and found.digest != BARRED:
                     raise RefusedError(Code.IDENTITY, f"number {number} was given to another command")
                 return InHand(number) if number in known.in_hand else found
-            lowest = max(known.floor, floor)
+            lowest = known.floor if known.floor > floor else floor  # noqa: FURB136 - `max` is a call, for each command
             if number < lowest:
                 raise RefusedError(Code.EXPIRED, f"number {number} is below its client's floor {lowest}")
         if number >= lowest + self._limits.client_window:
@@ -202,12 +202,13 @@ class Identities:
         if known is None:
             known = self._clients[client] = _Client(principal, birth, uptime_ms, floor)
             self._of[principal] += 1
+            self._forgotten.discard(client)
         elif floor > known.floor:
             known.floor = floor
-            ends, in_hand = known.ends, known.in_hand
-            for below in [each for each in ends if each < floor]:
-                del ends[below]
-                in_hand.discard(below)  # its own answer is that of its group, and a copy's is that it expired
+            for each in [*known.ends]:
+                if each < floor:
+                    del known.ends[each]
+                    known.in_hand.discard(each)  # it is told with its group, and a copy that it expired
         number = completion.number
         known.ends[number] = completion
         known.in_hand.add(number)
@@ -215,7 +216,6 @@ class Identities:
         # honest birth is ahead by more than the uptime that a crash can lose, and the expiry covers that.
         known.touched_ms = uptime_ms if birth <= uptime_ms else min(birth, uptime_ms + self._expiry_ms)
         self._touched[client] = known
-        self._forgotten.discard(client)
 
     def forget(self, client: bytes, principal: str) -> None:
         """
@@ -256,9 +256,13 @@ class Identities:
 
     def writes(self) -> list[Write]:
         """Return one put for each client that the gathering group touched, and a delete for each given up."""
-        writes: list[Write] = [new(Put, (_PREFIX + client, _written(known))) for client, known in self._touched.items()]
+        writes: list[Write] = []
         if self._forgotten:
             writes += [Delete(_PREFIX + client) for client in sorted(self._forgotten)]
+        for client, known in self._touched.items():
+            ends = [*known.ends.values()]
+            record = (RECORD_FORMAT, known.principal, known.birth, known.touched_ms, known.floor, ends)
+            writes.append(new(Put, (_PREFIX + client, protocol.pack(record))))
         return writes
 
     def committed(self) -> None:
@@ -267,11 +271,6 @@ class Identities:
             known.in_hand.clear()
         self._touched.clear()
         self._forgotten.clear()
-
-
-def _written(known: _Client) -> bytes:
-    ends = [*known.ends.values()]
-    return protocol.pack((RECORD_FORMAT, known.principal, known.birth, known.touched_ms, known.floor, ends))
 
 
 def read_record(key: bytes, value: bytes) -> _Client:

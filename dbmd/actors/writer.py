@@ -67,6 +67,7 @@ class Writer(Actor):
         self._kept_ms = self._saved_ms = clock_ms()
         self._recent = 0.0
         limits = nature.limits
+        self._free_bytes_min = limits.disk_free_bytes_min
         self._turns: Turns[tuple[Ticket, Commands, Command]] = Turns(
             TURNS_GROUPS * limits.group_commands_max, TURNS_GROUPS * limits.group_bytes_max
         )
@@ -95,14 +96,15 @@ class Writer(Actor):
     def turn(self) -> None:
         """Gather, commit, answer: one group."""
         core = self._core
-        core.disk_low = self._store.free_bytes() < self.nature.limits.disk_free_bytes_min
+        core.disk_low = self._store.free_bytes() < self._free_bytes_min
         now_ms = self._gather()
-        if 0 < core.gathered < self._recent * 0.75:
+        gathered = core.gathered
+        if 0 < gathered < self._recent * 0.75:
             # The recent groups were larger: their clients were answered together and are on their way.
             select.select([self._descriptor], [], [], GATHER_US / 1_000_000)  # poll would round up to a millisecond
             now_ms = self._gather()
         housekeeping = now_ms - self._kept_ms >= HOUSEKEEPING_MS and self._due(now_ms)
-        if housekeeping or core.gathered:
+        if housekeeping or gathered:
             self._commit(now_ms, housekeeping=housekeeping)
 
     def patience_ms(self) -> int:
@@ -115,7 +117,8 @@ class Writer(Actor):
         now_ms, turns, core = clock_ms(), self._turns, self._core
         if not turns.waiting:
             return now_ms
-        uptime_ms, begun_us = now_ms + self._uptime_offset_ms, now_us()
+        uptime_ms = now_ms + self._uptime_offset_ms
+        begun_us = now_us() if turns.waiting > 1 else 0
         at_once: list[Told] = []
         while not core.full:
             ticket, frame, command = turns.take()
@@ -170,13 +173,13 @@ class Writer(Actor):
         """Send one frame of replies to each connection."""
         replies: dict[tuple[bytes, bytes], list[Reply]] = {}
         for each in told:
-            route, client, answer = each.ticket.route, each.client, each.answer
+            answer, whose = each.answer, (each.ticket.route, each.client)
             if isinstance(answer, Settled):
-                self.send(route, answer)
-            elif (route, client) in replies:
-                replies[route, client].append(answer)
+                self.send(whose[0], answer)
+            elif whose in replies:
+                replies[whose].append(answer)
             else:
-                replies[route, client] = [answer]
+                replies[whose] = [answer]
         for (route, client), answers in replies.items():
             self.send(route, new(Replies, (client, answers)))
 
@@ -194,7 +197,8 @@ class Writer(Actor):
         """Admit commands, settle identities, take goodbyes."""
         ticket = new(Ticket, (route, arrived_us))
         if type(message) is Commands:
-            peer.must_be(message.client)
+            if message.client != peer.client:
+                peer.must_be(message.client)
             for command in message.commands:
                 self._turns.add(peer.sender, (ticket, message, command), len(command.body))
         elif isinstance(message, Settle):
@@ -245,7 +249,7 @@ class Writer(Actor):
 
 def _row(told: Told, commands: int | None, sealed_us: int, commit_us: int | None, done_us: int) -> Row:
     """Return what the log says of a command, or of a question for one's outcome."""
-    client, answer, operation, arguments = shown(told.client), told.answer, told.operation, told.arguments
+    answer, operation, arguments = told.answer, told.operation, told.arguments
     subject_name: str = "key"
     subject: Any = b""
     if operation is not None and arguments:  # unchecked ones are not told
@@ -255,19 +259,19 @@ def _row(told: Told, commands: int | None, sealed_us: int, commit_us: int | None
             subject = subjects[0]
         else:
             subject_name, subject = "keys", len(subjects)
-    arrived_us = told.ticket.arrived_us
+    client, outcome, arrived_us = shown(told.client), answer.outcome, told.ticket.arrived_us
     return (
         operation.name if operation is not None else "settle" if isinstance(answer, Settled) else "unknown",
         subject_name,
         subject,
-        OUTCOMES[answer.outcome],
+        OUTCOMES[outcome],
         client,
         "",
         told.number,
         (answer.group or None) if type(answer) is Reply else None,
         commands,
-        max(0, sealed_us - arrived_us),
+        sealed_us - arrived_us if sealed_us > arrived_us else 0,
         commit_us,
         done_us - arrived_us,
-        None if answer.outcome == DONE else str(answer.payload[0]),
+        None if outcome == DONE else str(answer.payload[0]),
     )

@@ -55,8 +55,8 @@ MUTANTS = (
         "identity in another batch",
         "an identity is recorded in the same batch as its effect",
         COMMIT,
-        "        writes = [*self._written.values(), *self.identities.writes()]\n",
-        "        writes = [*self._written.values(), *getattr(self, 'late', [])]\n"
+        "        writes = [*self._written.values(), *self.identities.writes(), state]\n",
+        "        writes = [*self._written.values(), *getattr(self, 'late', []), state]\n"
         "        self.late = self.identities.writes()\n",
     ),
     Mutant(
@@ -71,8 +71,8 @@ MUTANTS = (
         "barring not stored",
         "barred is committed before the daemon says 'not applied'",
         IDENTITIES,
-        "    ends = [*known.ends.values()]\n",
-        "    ends = [end for end in known.ends.values() if end.digest != BARRED]\n",
+        "            ends = [*known.ends.values()]\n",
+        "            ends = [end for end in known.ends.values() if end.digest != BARRED]\n",
     ),
     Mutant(
         "barring leaves the floor",
@@ -92,8 +92,8 @@ MUTANTS = (
         "floor not stored",
         "a completion record holds its client's floor",
         IDENTITIES,
-        "known.touched_ms, known.floor, ends))",
-        "known.touched_ms, 0, ends))",
+        "known.touched_ms, known.floor, ends)",
+        "known.touched_ms, 0, ends)",
     ),
     Mutant(
         "window not enforced by the daemon",
@@ -127,8 +127,8 @@ MUTANTS = (
         "principal not stored",
         "an identity belongs to its principal, over restarts too",
         IDENTITIES,
-        "protocol.pack((RECORD_FORMAT, known.principal,",
-        'protocol.pack((RECORD_FORMAT, "",',
+        "record = (RECORD_FORMAT, known.principal,",
+        'record = (RECORD_FORMAT, "",',
     ),
     Mutant(
         "birth ignored",
@@ -297,8 +297,8 @@ MUTANTS = (
         "last delete in a group lost",
         "a batch is whole or absent",
         COMMIT,
-        "        writes = [*self._written.values(), *self.identities.writes()]\n",
-        "        writes = [*self._written.values(), *self.identities.writes()]\n"
+        "        writes = [*self._written.values(), *self.identities.writes(), state]\n",
+        "        writes = [*self._written.values(), *self.identities.writes(), state]\n"
         "        last = next(reversed(self._written.values()), None)\n"
         "        writes = [each for each in writes if isinstance(each, Put) or each is not last]\n",
     ),
