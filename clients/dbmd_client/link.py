@@ -294,11 +294,12 @@ class Link:
                 leads = None
             return True
         finally:
-            try:
-                self._leave(waiter)
-            except BaseException:  # a signal handler's, for instance while it waits for the lock
-                self._leave(waiter)
-                raise
+            if waiter in self._waiters or self._leader is waiter:
+                try:
+                    self._leave(waiter)
+                except BaseException:  # a signal handler's, for instance while it waits for the lock
+                    self._leave(waiter)
+                    raise
 
     def _takes_the_lead(self, waiter: Waiter, now: int) -> bool:
         """Lead if nobody does: nor one that went silent, nor this very thread, whose signal handler now waits."""
@@ -315,18 +316,25 @@ class Link:
         return True
 
     def _leave(self, waiter: Waiter) -> None:
-        with self.lock:
-            self._waiters.pop(waiter, None)
-            if self._deposed:
-                self._deposed = [each for each in self._deposed if each in self._waiters]
-                os.eventfd_write(self._wake, 1)  # they may sleep on what was taken in since
-            if self._leader is waiter or self._leader is None:  # none: it was rung to lead, and its own time was over
-                self._leader = None
-                for heir in [*self._waiters]:
-                    if not heir.done and heir.ring():  # one that does not sleep may be a call that is gone
-                        break
+        leader = self._leader
+        if waiter.done and leader is not waiter and leader is not None and not self._deposed:
+            self._waiters.pop(waiter, None)  # without the lock: nobody hands the lead to one that is done
+        else:
+            with self.lock:
+                self._waiters.pop(waiter, None)
+                self._hand_over(waiter)
         if self._traffic.abandoned:
             self.nudge()
+
+    def _hand_over(self, waiter: Waiter) -> None:
+        if self._deposed:
+            self._deposed = [each for each in self._deposed if each in self._waiters]
+            os.eventfd_write(self._wake, 1)  # they may sleep on what was taken in since
+        if self._leader is waiter or self._leader is None:  # none: it was rung to lead, and its own time was over
+            self._leader = None
+            for heir in [*self._waiters]:
+                if not heir.done and heir.ring():  # one that does not sleep may be a call that is gone
+                    break
 
     def _lead(self, waiter: Waiter, deadline_ms: int) -> bool:
         """Sleep on the socket for everybody; ``False`` says that the daemon is silent."""
@@ -344,6 +352,8 @@ class Link:
                 if not events or now - self._looked_ms >= PROBE_MS:
                     silent_ms = self._look(waiter.since_ms, silent=not events)
                 self.pump(leading=self._leader is waiter, come=come)
+                if waiter.done:
+                    self._leave(waiter)  # type: ignore[unreachable]  # the pump settles it
             if silent_ms >= PROBE_MS:
                 return waiter.done
         return True
@@ -377,7 +387,7 @@ class Link:
                     self._send(self._socket, farewell)
                 self.drop()
                 self.closed = True
-                for waiter in self._waiters:
+                for waiter in [*self._waiters]:
                     waiter.finish(CLOSED)
 
     def __del__(self) -> None:
