@@ -16,15 +16,13 @@ from dbmd.protocol import Answer, Answers, Command, Commands, Kind, Replies, Rep
 from dbmd.shapes import ITEMS_MAX, new
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from dbmd.protocol import Message
 
 NUMBER_BITS = 63  # of a number that is neither negative nor above ``NUMBER_MAX`` all others are 0
 QUERIES, ANSWERS, COMMANDS, REPLIES = int(Kind.QUERIES), int(Kind.ANSWERS), int(Kind.COMMANDS), int(Kind.REPLIES)
-NOTHING = (None, None, None, None)
-
-
-class _DoubtError(Exception):
-    """The fields are not those of every day."""
+NOTHING = (None,) * 6
 
 
 def queries(fields: Any) -> tuple[tuple[int, int, bytes], ...] | None:  # noqa: ANN401 - untrusted
@@ -43,63 +41,60 @@ def queries(fields: Any) -> tuple[tuple[int, int, bytes], ...] | None:  # noqa: 
     return found
 
 
-def _answer(fields: Any) -> Answer:  # noqa: ANN401 - untrusted
-    if type(fields) is tuple and len(fields) == 3:  # noqa: PLR2004
-        tag, outcome, _ = fields
-        if type(tag) is type(outcome) is int and not (tag | outcome) >> NUMBER_BITS:
-            return new(Answer, fields)
-    raise _DoubtError
+def _answers(fields: tuple[Any, ...]) -> Answers | None:
+    if len(fields) != 2 or type(fields[1]) is not tuple or len(fields[1]) > ITEMS_MAX:  # noqa: PLR2004
+        return None
+    numbers, answers = 0, []
+    for item in fields[1]:
+        tag, outcome, _ = item if type(item) is tuple and len(item) == 3 else NOTHING[:3]  # noqa: PLR2004
+        if not type(tag) is type(outcome) is int:
+            return None
+        numbers |= tag | outcome
+        answers.append(new(Answer, item))
+    return None if numbers >> NUMBER_BITS else new(Answers, (answers,))
 
 
-def _commands(fields: tuple[Any, ...]) -> Commands:
+def _replies(fields: tuple[Any, ...]) -> Replies | None:
+    if len(fields) != 3 or type(fields[2]) is not tuple or len(fields[2]) > ITEMS_MAX:  # noqa: PLR2004
+        return None
+    _, client, items = fields
+    numbers, replies = 0, []
+    for item in items:
+        number, attempt, outcome, recorded, _, group = item if type(item) is tuple and len(item) == 6 else NOTHING  # noqa: PLR2004
+        if not (type(number) is type(attempt) is type(outcome) is type(group) is int and type(recorded) is bool):
+            return None
+        numbers |= number | attempt | outcome | group
+        replies.append(new(Reply, item))
+    return None if type(client) is not bytes or numbers >> NUMBER_BITS else new(Replies, (client, replies))
+
+
+def _commands(fields: tuple[Any, ...]) -> Commands | None:
+    if len(fields) != 5 or type(fields[4]) is not tuple or len(fields[4]) > ITEMS_MAX:  # noqa: PLR2004
+        return None
     _, client, birth, floor, items = fields
-    if type(client) is bytes and type(birth) is type(floor) is int:
-        numbers, commands = birth | floor, []
-        for item in items:
-            number, attempt, deadline_ms, body = item if type(item) is tuple and len(item) == 4 else NOTHING  # noqa: PLR2004
-            if not (type(number) is type(attempt) is type(deadline_ms) is int and type(body) is bytes):
-                raise _DoubtError
-            numbers |= number | attempt | deadline_ms
-            commands.append(new(Command, item))
-        if not numbers >> NUMBER_BITS:
-            return new(Commands, (client, birth, floor, commands))
-    raise _DoubtError
+    if type(client) is not bytes or not type(birth) is type(floor) is int:
+        return None
+    numbers, commands = birth | floor, []
+    for item in items:
+        number, attempt, deadline_ms, body = item if type(item) is tuple and len(item) == 4 else NOTHING[:4]  # noqa: PLR2004
+        if not (type(number) is type(attempt) is type(deadline_ms) is int and type(body) is bytes):
+            return None
+        numbers |= number | attempt | deadline_ms
+        commands.append(new(Command, item))
+    return None if numbers >> NUMBER_BITS else new(Commands, (client, birth, floor, commands))
 
 
-def _reply(fields: Any) -> Reply:  # noqa: ANN401 - untrusted
-    if type(fields) is tuple and len(fields) == 6:  # noqa: PLR2004
-        number, attempt, outcome, recorded, _, group = fields
-        if (
-            type(number) is type(attempt) is type(outcome) is type(group) is int
-            and type(recorded) is bool
-            and not (number | attempt | outcome | group) >> NUMBER_BITS
-        ):
-            return new(Reply, fields)
-    raise _DoubtError
-
-
-def _quickly(fields: Any) -> Message:  # noqa: ANN401 - untrusted
-    """Build one of three; raises ``_DoubtError`` for whatever else it is."""
-    if type(fields) is not tuple:
-        raise _DoubtError
-    kind, items, count = fields[0], fields[-1], len(fields)
-    if type(kind) is not int or type(items) is not tuple or len(items) > ITEMS_MAX:
-        raise _DoubtError
-    if kind == COMMANDS and count == 5:  # noqa: PLR2004
-        return _commands(fields)
-    if kind == ANSWERS and count == 2:  # noqa: PLR2004
-        return new(Answers, ([*map(_answer, items)],))
-    if kind == REPLIES and count == 3 and type(fields[1]) is bytes:  # noqa: PLR2004
-        return new(Replies, (fields[1], [*map(_reply, items)]))
-    raise _DoubtError
+_BUILDERS: dict[int, Callable[[tuple[Any, ...]], Message | None]] = {
+    ANSWERS: _answers,
+    COMMANDS: _commands,
+    REPLIES: _replies,
+}
 
 
 def built(fields: Any) -> Message:  # noqa: ANN401 - whatever was unpacked
     """Return the message that unpacked fields are, as ``protocol.built`` does; raises what it does."""
-    try:
-        return _quickly(fields)
-    except (_DoubtError, IndexError):  # an empty array has no last element
-        return protocol.built(fields)
+    build = _BUILDERS.get(fields[0]) if type(fields) is tuple and fields and type(fields[0]) is int else None
+    return (build(fields) if build is not None else None) or protocol.built(fields)
 
 
 def decode(frame: bytes | memoryview, items_max: int | None = None) -> Message:
