@@ -151,16 +151,10 @@ def decode_joined(body: bytes | memoryview, count: int, token: int) -> list[obje
 
 
 def _flat(values: list[object]) -> bool:
-    """
-    Say whether every value is a dict of scalars but floats: what towers store, checked without a Python loop.
-
-    Most pages hold one shape of record over and over: then the first one's types are all there are to look at.
-    """
+    """Say whether every value is a dict of scalars but floats: what towers store, checked without a Python loop."""
     if set(map(type, values)) != {dict}:
         return False
-    types = [*map(type, chain.from_iterable(map(dict.values, values)))]  # type: ignore[arg-type]
-    first = types[: len(values[0])]  # type: ignore[arg-type]
-    return _SCALARS.issuperset(first if types == first * len(values) else types)
+    return _SCALARS.issuperset(map(type, chain.from_iterable(map(dict.values, values))))  # type: ignore[arg-type]
 
 
 def split(body: bytes | memoryview, lengths: Sequence[int], token: int) -> list[bytes]:
