@@ -34,9 +34,10 @@ from dbmd.storage import Delete, Put, Range, View, Write
 
 if TYPE_CHECKING:
     from dbmd.access import Grant, Role
+    from dbmd.frequent import CommandFields, CommandsFields
     from dbmd.limits import Limits
     from dbmd.manners import Operation
-    from dbmd.protocol import Command, Commands, Settle
+    from dbmd.protocol import Settle
 
 EFFECTS = (Batch, Append, Replace)
 DONE, WRITE = Outcome.DONE, Right.WRITE  # to ask an enumeration for a member costs as much as two calls
@@ -166,8 +167,8 @@ class GroupCommit:
     def admit(  # noqa: PLR0913, PLR0917 - a command, when, and by whose right
         self,
         ticket: Any,  # noqa: ANN401
-        frame: Commands,
-        command: Command,
+        frame: CommandsFields,
+        command: CommandFields,
         clock_ms: int,
         uptime_ms: int,
         grant: Grant,
@@ -205,7 +206,14 @@ class GroupCommit:
             return Told(ticket, client, reply, _named(body, self._limits), (), number)
         return self._take(ticket, frame, command, digest, grant)
 
-    def _take(self, ticket: Any, frame: Commands, command: Command, digest: bytes, grant: Grant) -> Told | None:  # noqa: ANN401
+    def _take(
+        self,
+        ticket: Any,  # noqa: ANN401
+        frame: CommandsFields,
+        command: CommandFields,
+        digest: bytes,
+        grant: Grant,
+    ) -> Told | None:
         """Evaluate a new command and hold it, its outcome included, for the group."""
         client, birth, floor, _ = frame
         number, attempt, _, body = command

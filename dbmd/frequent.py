@@ -4,24 +4,26 @@ Reads the four messages that come with every call, in line; what is not quite li
 A call's price is Python's, and a third of it was to build two messages from their declarations. Each function here
 takes the fields of one shape, checks what its declaration in ``protocol.py`` says, and gives up at the first doubt: a
 field too many, a number out of bounds, another type. The declarations stay the only place that says what is wrong.
-Queries are not even built: their reader takes them apart at once.
+Queries and commands are not even built: their actor takes them apart at once.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from dbmd import protocol
-from dbmd.protocol import Answer, Answers, Command, Commands, Kind, Replies, Reply
+from dbmd.protocol import Answer, Answers, Kind, Replies, Reply
 from dbmd.shapes import ITEMS_MAX, new
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from dbmd.protocol import Message
 
 NUMBER_BITS = 63  # of a number that is neither negative nor above ``NUMBER_MAX`` all others are 0
 QUERIES, ANSWERS, COMMANDS, REPLIES = int(Kind.QUERIES), int(Kind.ANSWERS), int(Kind.COMMANDS), int(Kind.REPLIES)
+CommandFields: TypeAlias = tuple[int, int, int, bytes]
+CommandsFields: TypeAlias = "tuple[bytes, int, int, Sequence[CommandFields]]"
 NOTHING = (None,) * 6
 
 
@@ -39,6 +41,24 @@ def queries(fields: Any) -> tuple[tuple[int, int, bytes], ...] | None:  # noqa: 
         if not type(tag) is type(deadline_ms) is int or type(body) is not bytes or (tag | deadline_ms) >> NUMBER_BITS:
             return None
     return found
+
+
+def commands(fields: Any) -> CommandsFields | None:  # noqa: ANN401 - untrusted
+    """Return the fields of ``Commands`` as they came, its commands' too; ``None`` for whatever else it is."""
+    if type(fields) is not tuple or len(fields) != 5:  # noqa: PLR2004
+        return None
+    kind, client, birth, floor, found = fields
+    if type(kind) is not int or kind != COMMANDS or type(client) is not bytes or type(found) is not tuple:
+        return None
+    if not type(birth) is type(floor) is int or len(found) > ITEMS_MAX:
+        return None
+    numbers = birth | floor
+    for each in found:
+        number, attempt, deadline_ms, body = each if type(each) is tuple and len(each) == 4 else NOTHING[:4]  # noqa: PLR2004
+        if not type(number) is type(attempt) is type(deadline_ms) is int or type(body) is not bytes:
+            return None
+        numbers |= number | attempt | deadline_ms
+    return None if numbers >> NUMBER_BITS else fields[1:]
 
 
 def _answers(fields: tuple[Any, ...]) -> Answers | None:
@@ -68,27 +88,7 @@ def _replies(fields: tuple[Any, ...]) -> Replies | None:
     return None if type(client) is not bytes or numbers >> NUMBER_BITS else new(Replies, (client, replies))
 
 
-def _commands(fields: tuple[Any, ...]) -> Commands | None:
-    if len(fields) != 5 or type(fields[4]) is not tuple or len(fields[4]) > ITEMS_MAX:  # noqa: PLR2004
-        return None
-    _, client, birth, floor, items = fields
-    if type(client) is not bytes or not type(birth) is type(floor) is int:
-        return None
-    numbers, commands = birth | floor, []
-    for item in items:
-        number, attempt, deadline_ms, body = item if type(item) is tuple and len(item) == 4 else NOTHING[:4]  # noqa: PLR2004
-        if not (type(number) is type(attempt) is type(deadline_ms) is int and type(body) is bytes):
-            return None
-        numbers |= number | attempt | deadline_ms
-        commands.append(new(Command, item))
-    return None if numbers >> NUMBER_BITS else new(Commands, (client, birth, floor, commands))
-
-
-_BUILDERS: dict[int, Callable[[tuple[Any, ...]], Message | None]] = {
-    ANSWERS: _answers,
-    COMMANDS: _commands,
-    REPLIES: _replies,
-}
+_BUILDERS: dict[int, Callable[[tuple[Any, ...]], Message | None]] = {ANSWERS: _answers, REPLIES: _replies}
 
 
 def built(fields: Any) -> Message:  # noqa: ANN401 - whatever was unpacked

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import zmq
 
+from dbmd import frequent, protocol
 from dbmd.actors.actor import IDLE_MS, Actor, Nature, ReplacedError, Ticket, clock_ms, now_us
 from dbmd.effects import RefusedError
+from dbmd.frequent import REPLIES
 from dbmd.identities import shown
 from dbmd.limits import TURNS_GROUPS
 from dbmd.protocol import (
@@ -23,7 +25,6 @@ from dbmd.protocol import (
     Goodbye,
     Outcome,
     ProtocolError,
-    Replies,
     Reply,
     Settle,
     Settled,
@@ -33,13 +34,12 @@ from dbmd.storage import CommitUnknownError
 from dbmd.turns import Turns
 
 if TYPE_CHECKING:
-    from dbmd import protocol
     from dbmd.access import Grant
     from dbmd.actors.peers import Peer
     from dbmd.commit import GroupCommit, Told
     from dbmd.engines.leveldb import LevelDB
+    from dbmd.frequent import CommandFields, CommandsFields
     from dbmd.log import Row
-    from dbmd.protocol import Command
 
 HOUSEKEEPING_MS = 60_000  # how often what expired or said goodbye is given up without waiting for a command
 UPTIME_SAVED_MS = 3_600_000  # an idle daemon persists its uptime this often
@@ -47,6 +47,11 @@ WORK_US_MAX = 100_000
 """
 A group takes no more commands after that: a full one of stores takes 26 ms, but a single append to a map of 4 MiB up to
 650 ms, and of a thousand such that one process queued, everybody else would wait for all.
+"""
+DISK_LOOK_MS = 20
+"""
+How old the look at the disk's free space may be: as old as a slow sync makes it anyway. A disk of 1 GB/s takes 20 MB
+meanwhile, and what ``disk_free_bytes_min`` keeps is room for a table of 32 MiB, four times over.
 """
 GATHER_US = 200  # yield at most this long for a group as large as the recent ones: about one sync
 DONE = int(Outcome.DONE)
@@ -67,8 +72,8 @@ class Writer(Actor):
         self._kept_ms = self._saved_ms = clock_ms()
         self._recent = 0.0
         limits = nature.limits
-        self._free_bytes_min = limits.disk_free_bytes_min
-        self._turns: Turns[tuple[Ticket, Commands, Command]] = Turns(
+        self._free_bytes_min, self._looked_ms = limits.disk_free_bytes_min, 0
+        self._turns: Turns[tuple[Ticket, CommandsFields, CommandFields]] = Turns(
             TURNS_GROUPS * limits.group_commands_max, TURNS_GROUPS * limits.group_bytes_max
         )
         self._waiting = self._turns.processes
@@ -96,7 +101,6 @@ class Writer(Actor):
     def turn(self) -> None:
         """Gather, commit, answer: one group."""
         core = self._core
-        core.disk_low = self._store.free_bytes() < self._free_bytes_min
         now_ms = self._gather()
         gathered = core.gathered
         if 0 < gathered < self._recent * 0.75:
@@ -117,6 +121,9 @@ class Writer(Actor):
         now_ms, turns, core = clock_ms(), self._turns, self._core
         if not turns.waiting:
             return now_ms
+        if now_ms - self._looked_ms >= DISK_LOOK_MS:
+            self._looked_ms = now_ms
+            core.disk_low = self._store.free_bytes() < self._free_bytes_min
         uptime_ms = now_ms + self._uptime_offset_ms
         begun_us = now_us() if turns.waiting > 1 else 0
         at_once: list[Told] = []
@@ -124,7 +131,7 @@ class Writer(Actor):
             ticket, frame, command = turns.take()
             peer = self.peers.get(ticket.route)
             # Without: it said goodbye, or is gone. A copy that is left behind must not be taken for new.
-            if peer is not None and peer.client == frame.client:
+            if peer is not None and peer.client == frame[0]:
                 told = core.admit(ticket, frame, command, now_ms, uptime_ms, peer.grant)
                 if told is not None:
                     at_once.append(told)
@@ -181,7 +188,7 @@ class Writer(Actor):
             else:
                 replies[whose] = [answer]
         for (route, client), answers in replies.items():
-            self.send(route, new(Replies, (client, answers)))
+            self.send_frame(route, protocol.pack((REPLIES, client, answers)))
 
     def sated(self) -> bool:
         """Say whether as many commands wait for their turn as may."""
@@ -189,23 +196,32 @@ class Writer(Actor):
 
     def deaf(self, route: bytes, peer: Peer | None, frame: zmq.Frame) -> bool:
         """Say whether a message is dropped unread: also where as much of its process waits as may."""
-        if peer is not None and self._turns.waiting and self._turns.full_of(peer.sender):
-            return True
-        return bool(self._refused_bytes) and super().deaf(route, peer, frame)
+        return (peer is not None and self._turns.full_of(peer.sender)) or super().deaf(route, peer, frame)
+
+    def take(self, route: bytes, peer: Peer, fields: Any, arrived_us: int) -> bool:  # noqa: ANN401
+        """Queue commands by their bare fields."""
+        frame = frequent.commands(fields)
+        if frame is None:
+            return False
+        self._queue(route, peer, frame, arrived_us)
+        return True
+
+    def _queue(self, route: bytes, peer: Peer, frame: CommandsFields, arrived_us: int) -> None:
+        if frame[0] != peer.client:
+            peer.must_be(frame[0])
+        ticket, sender = new(Ticket, (route, arrived_us)), peer.sender
+        for command in frame[3]:
+            self._turns.add(sender, (ticket, frame, command), len(command[3]))
 
     def handle(self, route: bytes, peer: Peer, message: protocol.Message, arrived_us: int) -> None:
-        """Admit commands, settle identities, take goodbyes."""
-        ticket = new(Ticket, (route, arrived_us))
-        if type(message) is Commands:
-            if message.client != peer.client:
-                peer.must_be(message.client)
-            for command in message.commands:
-                self._turns.add(peer.sender, (ticket, message, command), len(command.body))
+        """Queue commands, settle identities, take goodbyes."""
+        if isinstance(message, Commands):
+            self._queue(route, peer, message, arrived_us)
         elif isinstance(message, Settle):
             if len(message.client) != CLIENT_ID_BYTES:
                 text = f"a client id has {CLIENT_ID_BYTES} bytes, not {len(message.client)}"
                 raise ProtocolError(Code.MALFORMED, text)
-            settled = self._core.settle(ticket, message, self.uptime_ms(), peer.grant)
+            settled = self._core.settle(Ticket(route, arrived_us), message, self.uptime_ms(), peer.grant)
             if settled is not None:
                 self._answer_at_once([settled])
         elif isinstance(message, Goodbye):

@@ -48,8 +48,8 @@ MUTANTS = (
         COMMIT,
         "        self._bytes += size\n",
         "        self._bytes += size\n"
-        "        reply = Reply(command.number, command.attempt, outcome, True, payload, self.sequence + 1)\n"
-        "        return Told(ticket, frame.client, reply)\n",
+        "        reply = Reply(number, attempt, outcome, True, payload, self.sequence + 1)\n"
+        "        return Told(ticket, client, reply)\n",
     ),
     Mutant(
         "identity in another batch",
@@ -234,8 +234,8 @@ MUTANTS = (
         COMMIT,
         "            outcome, payload = Outcome.REFUSED, (str(error.code), error.text)\n",
         "            payload = (str(error.code), error.text)\n"
-        "            reply = Reply(command.number, command.attempt, Outcome.REFUSED, True, payload, 0)\n"
-        "            return Told(ticket, frame.client, reply)\n",
+        "            reply = Reply(number, attempt, Outcome.REFUSED, True, payload, 0)\n"
+        "            return Told(ticket, client, reply)\n",
     ),
     Mutant(
         "deadline checked before look-up",
@@ -243,7 +243,7 @@ MUTANTS = (
         COMMIT,
         "        digest = digest_of(body)\n",
         "        digest = digest_of(body)\n"
-        "        if command.deadline_ms <= clock_ms:\n"
+        "        if deadline_ms <= clock_ms:\n"
         "            return Told(ticket, client, Reply(number, attempt, Outcome.FAILED, False, ('deadline', ''), 0))\n",
     ),
     Mutant(

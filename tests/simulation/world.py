@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 
     from dbmd.actors.actor import Actor
     from dbmd.commit import Told
-    from dbmd.protocol import Command, Commands, Settle
+    from dbmd.frequent import CommandFields, CommandsFields
+    from dbmd.protocol import Settle
 
 WINDOW = 4
 CLIENTS_FEW = 3
@@ -167,15 +168,16 @@ class World:
         """Note the order of admission, and each command's newest copy: its route is whom to answer."""
         admit, settle, committed, checker = core.admit, core.settle, core.committed, self.checker
 
-        def admitting(ticket: Any, frame: Commands, command: Command, *rest: Any) -> Told | None:  # noqa: ANN401
+        def admitting(ticket: Any, frame: CommandsFields, command: CommandFields, *rest: Any) -> Told | None:  # noqa: ANN401
             told = admit(ticket, frame, command, *rest)
+            client, number, attempt = frame[0], *command[:2]
             if told is None:
-                identity = (frame.client, command.number)
+                identity = (client, number)
                 checker.admitted.setdefault(identity, core._admitted[identity].completion)
-                if command.attempt >= self._newest.get(identity, (0, b""))[0]:
-                    self._newest[identity] = (command.attempt, ticket.route)
+                if attempt >= self._newest.get(identity, (0, b""))[0]:
+                    self._newest[identity] = (attempt, ticket.route)
             else:
-                checker.telling(frame.client, told.answer, command.number)
+                checker.telling(client, told.answer, number)
             return told
 
         def settling(ticket: Any, ask: Settle, *rest: Any) -> Told | None:  # noqa: ANN401
