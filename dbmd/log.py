@@ -34,8 +34,10 @@ from __future__ import annotations
 import os
 import re
 import time
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
+from collections import defaultdict
+from itertools import groupby
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import orjson
 import structlog
@@ -55,7 +57,7 @@ An operation's own fields, in this order: operation, the subject's name, the sub
 number of its identity, group, group_commands, queue_us, commit_us, total_us, reason. The subject's name is ``uuid``,
 ``locator`` or ``key``, and the subject its bytes or text; or ``keys``, and a count. The mark is a reader's letter.
 """
-OUTCOME: Final = 3  # where it stands in a row
+_outcome: Callable[[Row], str] = itemgetter(3)
 
 STANDARD_ERROR = 2
 
@@ -68,8 +70,6 @@ FIELD_DEPTH_MAX = 8
 # The numbers are the standard library's, which structlog shares.
 LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
 LEVEL_OF_OUTCOME = {"done": "info", "refused": "info", "failed": "warning", "unknown": "error"}
-
-FORMS_MAX = 256  # kept: a few dozen operations, each mostly with one outcome
 
 # ConsoleRenderer prints these below the line as they are, over several lines.
 BLOCKS = ("stack", "exception")
@@ -179,7 +179,7 @@ class JsonRenderer:
 
     def __init__(self) -> None:
         self._second = (0, "")
-        self._form_of = lru_cache(FORMS_MAX)(self._form)
+        self._forms: defaultdict[tuple[str, str], dict[Any, bytes]] = defaultdict(dict)  # a few for each operation
 
     def now(self) -> str:
         """Return the time as RFC 3339. The part down to the second is kept: strftime is the dear part of it."""
@@ -210,10 +210,11 @@ class JsonRenderer:
         be escaped, and the form itself is what ``line`` made.
         """
         timestamp, component = events["timestamp"], events["component"]
-        stamp = timestamp.encode()
+        stamp, forms = timestamp.encode(), self._forms[level, component]
         lines: list[bytes] = []
         for row in events["rows"]:
             name, subject_name, key, outcome, client, mark, number, group, commands, queue_us, commit_us, us, why = row
+            alone = group is None
             if (
                 why is None
                 and type(key) is bytes
@@ -221,12 +222,15 @@ class JsonRenderer:
                 and len(key) <= KEY_SHOWN_BYTES_MAX
                 and client.isascii()
                 and (asker := client.encode()).isalnum()
-                and (group is None) is (commands is None) is (commit_us is None)
+                and (commands is None) is (commit_us is None) is alone
             ):
-                form = self._form_of(level, component, name, subject_name, outcome, mark, group is not None)
+                words = (name, subject_name, outcome, mark, alone)
+                form = forms.get(words)
+                if form is None:
+                    form = forms[words] = self._form(level, component, *words)
                 lines.append(
                     form % (stamp, key, asker, asker, number, queue_us, us)
-                    if group is None
+                    if alone
                     else form % (stamp, key, asker, asker, number, group, commands, queue_us, commit_us, us)
                 )
             else:
@@ -235,9 +239,9 @@ class JsonRenderer:
 
     def _form(self, *words: Any) -> bytes:  # noqa: ANN401 - texts, and a bool
         """Return a line to fill in, from its constant words."""
-        *texts, grouped = words
+        *texts, alone = words
         level, component, name, subject_name, outcome, mark = (text.replace("%", "%%") for text in texts)
-        count = "%d" if grouped else None
+        count = None if alone else "%d"
         row = (name, subject_name, "%b", outcome, "%b", mark, "%d", count, count, "%d", count, "%d", None)
         return self.line(_fields_of("%b", level, component, row)).replace(b'"%d"', b"%d")
 
@@ -336,22 +340,15 @@ class Log:
         """
         Log operations, a line each and all under one time; the module's docstring says what the fields are.
 
-        Any thread may call; the lines wait for ``flush``. structlog is asked once for a run of them at one level: it
-        costs as much as a line does.
+        Any thread may call; the lines wait for ``flush``. structlog is asked once for a run of them with one outcome:
+        it costs as much as a line does.
         """
         methods = self._operations.get(component) or self._bind_operations(component)
         timestamp = self._renderer.now()
-        log: Callable[..., Any] | None = None
-        run: list[Row] = []
-        for row in rows:
-            method = methods.get(row[OUTCOME], methods["failed"])
-            if method is not log:
-                if log is not None:
-                    log("operation", timestamp=timestamp, rows=run)
-                log, run = method, []
-            run.append(row)
-        if log is not None:
-            log("operation", timestamp=timestamp, rows=run)
+        for outcome, run in groupby(rows, _outcome):
+            log = methods.get(outcome, methods["failed"])
+            if log is not None:
+                log("operation", timestamp=timestamp, rows=list(run))
 
     def reopen(self) -> None:
         """
