@@ -51,7 +51,7 @@ def packed(operation: object, *arguments: object) -> bytes:
 def both(reader: Reader, role: Role, query: tuple[int, int, bytes]) -> tuple[Any, Any]:
     """Return what the straight line says, and what is said of any query, but for the moment in which it began."""
     straight, general = reader._load(peer_of(role), query), reader._answer(b"r", peer_of(role), query, 0)
-    return tuple(each and (tuple(each[0]), each[1][:3]) for each in (straight, general))  # type: ignore[return-value]
+    return tuple(each and (tuple(each[0]), each[1][:5], each[1][6]) for each in (straight, general))  # type: ignore[return-value]
 
 
 anything = st.recursive(
@@ -103,7 +103,33 @@ def test_a_damaged_record_is_told_of_once(reader: Reader, monkeypatch: pytest.Mo
     monkeypatch.setattr(reader, "_source", reader._source._replace(view=damaged))
     monkeypatch.setattr(reader, "_get", damaged.get)
     monkeypatch.setattr(reader, "_doubts", (*reader._doubts, OSError))
-    straight, (answer, _) = both(reader, READER, (7, FOREVER_MS, packed("load_watcher_appointment", KEY)))
+    straight, (answer, *_) = both(reader, READER, (7, FOREVER_MS, packed("load_watcher_appointment", KEY)))
     assert straight is None
     assert answer == (7, protocol.Outcome.FAILED, ("internal", "the store cannot be read: damaged"))
     assert reader.counts["reads_failed"] == 1
+
+
+def test_one_load_or_several_are_answered_in_one_frame(reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loads, and what is none beside them, are answered in their order, and noted each; what is no query is left."""
+    sent: list[Any] = []
+
+    def keep(_route: bytes, frame: bytes) -> bool:
+        sent.append(protocol.unpack(frame))
+        return True
+
+    monkeypatch.setattr(reader, "send_frame", keep)
+    monkeypatch.setattr(reader, "_rows", [])
+    load, other = packed("load_watcher_appointment", KEY), packed("store_watcher_appointment", KEY, b"{}")
+    queries = int(protocol.Kind.QUERIES)
+    for bodies in ((load,), (other,), (load, other, load)):
+        fields = (queries, tuple((tag, FOREVER_MS, body) for tag, body in enumerate(bodies)))
+        assert reader.take(b"r", peer_of(READER), fields, 0)
+    assert not reader.take(b"r", peer_of(READER), (queries, ((0, FOREVER_MS, "load"),)), 0)
+    assert [[(tag, outcome) for tag, outcome, _ in answers] for _, answers in sent] == [
+        [(0, 0)], [(0, 1)], [(0, 0), (1, 1), (2, 0)]
+    ]  # fmt: skip
+    assert [(row[0], row[2], row[3], row[6], row[-1]) for row in reader._rows] == [
+        ("load_watcher_appointment", KEY, "done", 0, None), ("unknown", b"", "refused", 0, "operation"),
+        ("load_watcher_appointment", KEY, "done", 0, None), ("unknown", b"", "refused", 1, "operation"),
+        ("load_watcher_appointment", KEY, "done", 2, None),
+    ]  # fmt: skip

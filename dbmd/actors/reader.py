@@ -66,8 +66,8 @@ class Source(NamedTuple):
 Fields: TypeAlias = tuple[int, int, Any]
 """Those of a ``Query``, or of an ``Answer``, built as such or not."""
 
-Told: TypeAlias = tuple[str, str, bytes, int]
-"""What the log says of a query: operation, the subject's name, the subject, and when it was begun."""
+Told: TypeAlias = tuple[str, str, bytes, str, int, int, str | None]
+"""What the log says of a query: operation, the subject's name, the subject, outcome, number, begin, reason."""
 
 
 class _Asked(NamedTuple):
@@ -79,12 +79,15 @@ class _Asked(NamedTuple):
     started_us: int
     client: str
 
-    def told(self) -> Told:
-        """Return what the log says of it."""
-        if self.operation is None:
-            return "unknown", "key", b"", self.started_us
-        verb = self.operation.verb
-        return self.operation.name, verb.keyspace.subject, verb.subjects(self.arguments)[0], self.started_us
+    def told(self, answer: Fields) -> Told:
+        """Return what the log says of it once it is answered."""
+        tag, outcome, payload = answer
+        name, subject_name, key = "unknown", "key", b""
+        if self.operation is not None:
+            name, verb = self.operation.name, self.operation.verb
+            subject_name, key = verb.keyspace.subject, verb.subjects(self.arguments)[0]
+        reason = None if outcome == DONE else str(payload[0])
+        return name, subject_name, key, OUTCOMES[outcome], tag, self.started_us, reason
 
 
 class Reader(Actor):
@@ -121,7 +124,7 @@ class Reader(Actor):
 
     def patience_ms(self) -> int:
         """Return how long the next turn may wait: not at all while a page can be sent."""
-        return 0 if self._paging.ready or self._later else IDLE_MS
+        return 0 if self._later or (self._asked and self._paging.ready) else IDLE_MS
 
     def turn(self) -> None:
         """Take in what has come, send one page, answer a page's worth of what waits, look after the leases."""
@@ -166,7 +169,11 @@ class Reader(Actor):
         queries = frequent.queries(fields)
         if queries is None:
             return False
-        self._answer_all(route, peer, queries, arrived_us)
+        loaded = self._load(peer, queries[0]) if len(queries) == 1 else None
+        if loaded is None:
+            self._answer_all(route, peer, queries, arrived_us)
+        else:
+            self._tell(route, peer.shown, arrived_us, [loaded[0]], [loaded[1]])
         return True
 
     def handle(self, route: bytes, peer: Peer, message: protocol.Message, arrived_us: int) -> None:
@@ -201,7 +208,7 @@ class Reader(Actor):
                 self._paging.cancel(route, credit.tag)
                 del self._asked[route, credit.tag]
                 refusal = _refusal(credit.tag, error)
-                self._tell(route, asked.client, asked.arrived_us, [refusal], [(refusal, asked.told())])
+                self._tell(route, asked.client, asked.arrived_us, [refusal], [asked.told(refusal)])
                 return
         if not self._paging.grant(route, credit.tag, credit.pages, clock_ms()):
             self.counts["credit_for_nothing"] += 1
@@ -217,26 +224,23 @@ class Reader(Actor):
         One frame may ask for more than the memory holds, and for what would take minutes to send.
         """
         answers: list[Fields] = []
-        told: list[tuple[Fields, Told]] = []
-        size = done = 0
-        for query in queries:
-            done += 1
+        told: list[Told] = []
+        size, size_max, waiting = 0, self.nature.limits.page_bytes_max, iter(queries)
+        for query in waiting:
             answered = self._load(peer, query) or self._answer(route, peer, query, arrived_us)
             if answered is None:
                 continue
-            told.append(answered)
-            answer = answered[0]
+            answer, what = answered
             answers.append(answer)
+            told.append(what)
             payload = answer[2]
-            if type(payload) is not bytes:
-                continue
-            size += len(payload)
-            if size >= self.nature.limits.page_bytes_max:
-                if self._tell(route, peer.shown, arrived_us, answers, told) and done < len(queries):
-                    self._later.append((route, peer, queries[done:], arrived_us))
-                return  # who takes no answer is not read for: he asks again
-        if answers:
-            self._tell(route, peer.shown, arrived_us, answers, told)
+            if type(payload) is bytes:
+                size += len(payload)
+                if size >= size_max:
+                    break
+        # Who takes no answer is not read for: he asks again.
+        if answers and self._tell(route, peer.shown, arrived_us, answers, told) and (rest := tuple(waiting)):
+            self._later.append((route, peer, rest, arrived_us))
 
     def deaf(self, route: bytes, peer: Peer | None, frame: zmq.Frame) -> bool:
         """Say whether a message is dropped unread: also where as many queries of its connection wait as may."""
@@ -244,25 +248,22 @@ class Reader(Actor):
             return True
         return super().deaf(route, peer, frame)
 
-    def _tell(
-        self, route: bytes, client: str, arrived_us: int, answers: list[Fields], told: list[tuple[Fields, Told]]
-    ) -> bool:
+    def _tell(self, route: bytes, client: str, arrived_us: int, answers: list[Fields], told: list[Told]) -> bool:
         """Send answers in one frame, then note a line for each; ``False`` says that they were not taken."""
         sent = self.send_frame(route, protocol.pack((frequent.ANSWERS, answers)))
         self._note(client, arrived_us, told)
         return sent
 
-    def _note(self, client: str, arrived_us: int, told: list[tuple[Fields, Told]]) -> None:
+    def _note(self, client: str, arrived_us: int, told: list[Told]) -> None:
         """Keep what the log says of queries that were answered now."""
         total_us = now_us() - arrived_us
         self.counts["queries"] += len(told)
-        rows, mark = self._rows, self._mark
-        for (tag, outcome, payload), (name, subject_name, subject, started_us) in told:
-            what, group, queue_us = OUTCOMES[outcome], None, started_us - arrived_us
-            reason = None if outcome == DONE else str(payload[0])
-            rows.append((
-                name, subject_name, subject, what, client, mark, tag, group, group, queue_us, group, total_us, reason
-            ))  # fmt: skip
+        mark = self._mark
+        for name, subject_name, key, outcome, tag, started_us, why in told:
+            queue_us = started_us - arrived_us
+            self._rows.append(
+                (name, subject_name, key, outcome, client, mark, tag, None, None, queue_us, None, total_us, why)
+            )
 
     def _load(self, peer: Peer, query: Fields) -> tuple[Fields, Told] | None:
         """
@@ -281,7 +282,7 @@ class Reader(Actor):
             whole = prefix + key
             if not type(fields) is type(arguments) is tuple or whole.startswith(RESERVED):
                 return None
-            return (tag, DONE, self._get(whole)), (name, subject_name, key, started_us)
+            return (tag, DONE, self._get(whole)), (name, subject_name, key, "done", tag, started_us, None)
         except self._doubts:
             return None
 
@@ -321,7 +322,7 @@ class Reader(Actor):
             answer = Answer(tag, Outcome.FAILED, (str(Code.INTERNAL), f"the store cannot be read: {error}"))
         except (RefusedError, ProtocolError) as error:
             answer = _refusal(tag, error)
-        return answer, asked.told()
+        return answer, asked.told(answer)
 
     def _open(self, route: bytes, peer: Peer, request: ScanRequest, arrived_us: int) -> None:
         asked = _Asked(None, (), arrived_us, now_us(), peer.shown)
@@ -334,7 +335,7 @@ class Reader(Actor):
             self._begin(route, request.tag, question, request.credit, asked)
         except (RefusedError, ProtocolError) as error:
             refusal = _refusal(request.tag, error)
-            self._tell(route, peer.shown, arrived_us, [refusal], [(refusal, asked.told())])
+            self._tell(route, peer.shown, arrived_us, [refusal], [asked.told(refusal)])
 
     def _begin(self, route: bytes, tag: int, question: Scan | Count, credit: int, asked: _Asked) -> None:
         self._paging.check_room()
@@ -345,7 +346,7 @@ class Reader(Actor):
     def _note_end(self, route: bytes, tag: int) -> None:
         asked = self._asked.pop((route, tag), None)
         if asked is not None:
-            self._note(asked.client, asked.arrived_us, [((tag, DONE, None), asked.told())])
+            self._note(asked.client, asked.arrived_us, [asked.told((tag, DONE, None))])
 
     def forget(self, route: bytes) -> None:
         """Forget a connection and close its snapshots."""
