@@ -1,10 +1,9 @@
 """
 The kinds of operation, each with its caller's half and its store's half side by side.
 
-The caller's half (``encode``, ``decode``) turns a method's arguments into bytes and a
-payload into its result; it runs in the client. The store's half (``effect``) turns untrusted wire
-arguments into an effect, which runs in the daemon. JSON stays in the caller's half, except for the
-two locator-map verbs, whose lists the effects read and write themselves.
+The caller's half (``encode``, ``decode``) turns a method's arguments into bytes and a payload into its result; it runs
+in the client. The store's half (``effect``) turns untrusted wire arguments into an effect, which runs in the daemon.
+JSON stays in the caller's half, but for the two locator-map verbs, whose lists the effects read and write themselves.
 """
 
 from __future__ import annotations
@@ -168,10 +167,13 @@ class PutOne(Verb):
         return not self.keyspace.whole and len(arguments[0]) <= room and len(arguments[1]) <= limits.value_bytes_max
 
     def effect(self, arguments: tuple[object, ...], limits: Limits) -> Batch:
-        if self.keyspace.whole:
-            arguments = (b"", *_wire(arguments, bytes))
-        rest, value = _wire(arguments, bytes, bytes)
-        return Batch((Put(check_key(self.key(rest), limits), check_value(value, limits)),))
+        found: tuple[Any, ...] = (b"", *_wire(arguments, bytes)) if self.keyspace.whole else arguments
+        two = len(found) == 2 and type(found[0]) is type(found[1]) is bytes  # noqa: PLR2004
+        rest, value = found if two else _wire(found, bytes, bytes)
+        key = self.keyspace.prefix + rest
+        if len(key) > limits.key_bytes_max or len(value) > limits.value_bytes_max or key.startswith(RESERVED):
+            return Batch((Put(check_key(key, limits), check_value(value, limits)),))
+        return new(Batch, ((new(Put, (key, value)),),))
 
     def subjects(self, arguments: tuple[Any, ...]) -> tuple[bytes, ...]:
         return (self.keyspace.prefix,) if self.keyspace.whole else (arguments[0],)
@@ -256,8 +258,7 @@ class AppendOne(Verb):
     right = Right.WRITE
 
     def encode(self, *arguments: Any) -> tuple[object, ...]:  # noqa: ANN401
-        key = text(arguments[0])
-        text(arguments[1])
+        key, _ = text(arguments[0]), text(arguments[1])
         return (key, arguments[1])
 
     def effect(self, arguments: tuple[object, ...], limits: Limits) -> Append:
@@ -278,8 +279,7 @@ class ReplaceSubset(Verb):
         return (key, *items)
 
     def effect(self, arguments: tuple[object, ...], limits: Limits) -> Replace:
-        rest = _wire(arguments[:1], bytes)[0]
-        items = arguments[1:]
+        rest, items = _wire(arguments[:1], bytes)[0], arguments[1:]
         _each(items, str, limits.batch_keys_max, "batch_keys_max")
         return Replace(check_key(self.key(rest), limits), tuple(item for item in items if isinstance(item, str)))
 
