@@ -86,16 +86,11 @@ class Paging:
         self._limits = limits
         self.page_bytes = limits.page_bytes_max  # of the next page: its driver may have smaller ones cut
         self._scans: dict[tuple[Any, int], _Open] = {}
-        self._ready: deque[_Open] = deque()
+        self.ready: deque[_Open] = deque()  # of which a page could be sent now
 
     def __len__(self) -> int:
         """Return how many scans are open, each holding a snapshot."""
         return len(self._scans)
-
-    @property
-    def ready(self) -> bool:
-        """Say whether a page could be sent now."""
-        return bool(self._ready)
 
     def check_room(self) -> None:
         """Raise ``RefusedError`` when no more scans may be opened."""
@@ -120,7 +115,7 @@ class Paging:
             self._count(snapshot, tag) if isinstance(effect, Count) else self._cut(snapshot, effect, tag, token)
         )
         self._scans[ticket, tag] = opened
-        self._ready.append(opened)
+        self.ready.append(opened)
 
     def grant(self, ticket: Any, tag: int, pages: int, now_ms: int) -> bool:  # noqa: ANN401
         """Add credit; ``False`` says that the scan is not (or no longer) open."""
@@ -129,7 +124,7 @@ class Paging:
             return False
         opened.heard_ms = now_ms
         if not opened.credit and pages:
-            self._ready.append(opened)
+            self.ready.append(opened)
         opened.credit = min(opened.credit + pages, self._limits.page_credit_max)
         return True
 
@@ -159,8 +154,8 @@ class Paging:
 
     def step(self) -> Send | None:
         """Return the next page of the scan whose turn it is, if any; a slice of a count may return none."""
-        while self._ready:
-            opened = self._ready.popleft()
+        while self.ready:
+            opened = self.ready.popleft()
             if not opened.credit:
                 continue
             try:
@@ -169,7 +164,7 @@ class Paging:
                 text = f"the store cannot be read: {error}"
                 message, body = Answers([Answer(opened.tag, Outcome.FAILED, (str(Code.INTERNAL), text))]), None
             if message is None:
-                self._ready.append(opened)
+                self.ready.append(opened)
                 return None
             opened.credit -= 1
             if isinstance(message, Page):
@@ -177,7 +172,7 @@ class Paging:
                 opened.sent += 1
             if isinstance(message, Page) and not message.last:
                 if opened.credit:
-                    self._ready.append(opened)
+                    self.ready.append(opened)
             else:
                 self.cancel(opened.ticket, opened.tag)
             return Send(opened.ticket, message, body, opened.opened_ms)

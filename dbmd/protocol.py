@@ -341,9 +341,10 @@ def unpack(data: bytes | memoryview, items_max: int | None = None) -> Any:  # no
 
     Lengths are bounded by the data's size, depth by msgpack's stack, maps by ``MAP_BYTES_MIN``, items by ``items_max``.
     """
-    if items_max is not None and len(data) > items.UNCOUNTED_BYTES_MAX and items.more_than(items_max, data):
+    large = len(data) > SMALL_BYTES_MAX
+    if large and items_max is not None and len(data) > items.UNCOUNTED_BYTES_MAX and items.more_than(items_max, data):
         raise ProtocolError(Code.MALFORMED, f"the frame holds more than {items_max} items")
-    maps = _Maps(len(data)) if len(data) > SMALL_BYTES_MAX else None
+    maps = _Maps(len(data)) if large else None
     try:  # its keywords are spelt out, because to unpack them from a dict would double the price
         return msgpack.unpackb(data, object_hook=maps, use_list=False, ext_hook=_no_extension, max_ext_len=0)
     except _UNPACKING as error:  # not all: a signal handler of a client's may raise here

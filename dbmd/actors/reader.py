@@ -124,7 +124,7 @@ class Reader(Actor):
 
     def patience_ms(self) -> int:
         """Return how long the next turn may wait: not at all while a page can be sent."""
-        return 0 if self._later or (self._asked and self._paging.ready) else IDLE_MS
+        return 0 if self._paging.ready or self._later else IDLE_MS
 
     def turn(self) -> None:
         """Take in what has come, send one page, answer a page's worth of what waits, look after the leases."""
