@@ -133,3 +133,23 @@ def test_one_load_or_several_are_answered_in_one_frame(reader: Reader, monkeypat
         ("load_watcher_appointment", KEY, "done", 0, None), ("unknown", b"", "refused", 1, "operation"),
         ("load_watcher_appointment", KEY, "done", 2, None),
     ]  # fmt: skip
+
+
+def test_who_asks_was_heard_before_he_is_answered_and_who_is_gone_leaves_nothing(
+    reader: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer that tells who is silent counts its own question; who is forgotten meanwhile stays forgotten."""
+    heard: list[int] = []
+
+    def gone(route: bytes, _frame: bytes) -> bool:
+        heard.append(reader.heard_ms(route))
+        reader.forget(route)
+        return False
+
+    monkeypatch.setattr(reader, "send_frame", gone)
+    reader.peers[b"r"] = peer_of(READER)
+    fields = (int(protocol.Kind.QUERIES), ((1, FOREVER_MS, packed("load_watcher_appointment", KEY)),))
+    frame: Any = SimpleNamespace(bytes=protocol.pack(fields), more=False, get=lambda _name: "uid:1")
+    reader._take(b"r", [frame], 0)
+    assert heard == [reader.turned_ms]
+    assert reader._heard_ms == {}

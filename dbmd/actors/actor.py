@@ -230,7 +230,8 @@ class Actor:
         """
         Take a message of every day by its bare fields, which are untrusted; ``False`` says that it is none.
 
-        Then it is built as declared, and handled. A message costs a tenth of a point load to build.
+        Then it is built as declared, and handled; to build one costs a tenth of a point load. Who is taken from is
+        noted as heard before he is answered: the answer may tell of it, or he may be forgotten by then.
         """
         return False
 
@@ -286,7 +287,6 @@ class Actor:
             fields = protocol.unpack(frame.bytes, FRAME_ITEMS_MAX)
             known = peer if peer is not None and user_id(frame) == peer.user_id else None
             if known is not None and self.take(route, known, fields, arrived_us):
-                self._heard_ms[route] = self.turned_ms
                 return
             message = frequent.built(fields)
             if isinstance(message, Hello):

@@ -169,6 +169,7 @@ class Reader(Actor):
         queries = frequent.queries(fields)
         if queries is None:
             return False
+        self._heard_ms[route] = self.turned_ms
         loaded = self._load(peer, queries[0]) if len(queries) == 1 else None
         if loaded is None:
             self._answer_all(route, peer, queries, arrived_us)

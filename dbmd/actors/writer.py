@@ -203,6 +203,7 @@ class Writer(Actor):
         frame = frequent.commands(fields)
         if frame is None:
             return False
+        self._heard_ms[route] = self.turned_ms
         self._queue(route, peer, frame, arrived_us)
         return True
 
