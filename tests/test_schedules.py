@@ -140,6 +140,25 @@ def test_two_threads_calls_are_both_done(endpoint: str) -> None:
         assert schedules(prepare_loads) > LINES_MIN
 
 
+def test_what_is_abandoned_beside_a_call_is_given_back_with_it(endpoint: str) -> None:
+    """Who abandons a scan while another thread has the lock leaves word, and that thread passes it on."""
+    with AppointmentsDBM(endpoint, timeout_s=LONG_S / 2) as manager:
+        manager.db.put(b"one", b"record")
+        asked = manager._channel._scans  # type: ignore[attr-defined]
+
+        def prepare(line: int) -> Any:  # noqa: ANN401
+            opened = manager.db.iterator()
+
+            def check(first: Any, second: object) -> None:  # noqa: ANN401 - an iterator, which abandons nothing yet
+                assert second is None
+                assert not asked.abandoned, line
+                assert next(first) == (b"one", b"record")
+
+            return manager.db.iterator, opened.close, check
+
+        assert schedules(prepare) > LINES_MIN
+
+
 def told_truly(witness: AppointmentsDBM, uuid: str, told: object) -> None:
     """Assert that what a store's caller was told is so, with another client that comes behind all of it."""
     if isinstance(told, UnknownOutcomeError):

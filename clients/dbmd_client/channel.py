@@ -261,6 +261,7 @@ class Channel:
         try:
             while True:
                 page, body = self._next_page(where, link, pages, deadline_ms or self._deadline_ms())
+                link.nudge()  # another thread may have abandoned a scan while the lock was ours
                 try:
                     taken = received(page, body, effect)
                 except ProtocolError as error:

@@ -300,6 +300,8 @@ class Link:
                 except BaseException:  # a signal handler's, for instance while it waits for the lock
                     self._leave(waiter)
                     raise
+            if self._traffic.abandoned:  # behind the lock: who could not have it meanwhile left this to us
+                self.nudge()
 
     def _takes_the_lead(self, waiter: Waiter, now: int) -> bool:
         """Lead if nobody does: nor one that went silent, nor this very thread, whose signal handler now waits."""
@@ -323,8 +325,6 @@ class Link:
             with self.lock:
                 self._waiters.pop(waiter, None)
                 self._hand_over(waiter)
-        if self._traffic.abandoned:
-            self.nudge()
 
     def _hand_over(self, waiter: Waiter) -> None:
         if self._deposed:
