@@ -222,10 +222,11 @@ class Session:
 
     def aged(self, now_ms: int) -> bool:
         """Say whether the id is to be renewed; any thread may ask, without the driver's lock."""
-        if self.birth is None or not self._expiry_ms:
+        birth = self.birth  # asked once: another thread may renew it
+        if birth is None or not self._expiry_ms:
             return False
         # A birth ahead of the uptime is another database's, or of a run whose last hour was lost.
-        return abs(now_ms + self._uptime_offset_ms - self.birth) > self._expiry_ms // 2
+        return abs(now_ms + self._uptime_offset_ms - birth) > self._expiry_ms // 2
 
     def renew(self, now_ms: int) -> bool:
         """Take a new id after half the expiry, when nobody waits for anything; the driver says hello again."""

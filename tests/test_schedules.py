@@ -16,13 +16,15 @@ import pytest
 
 import dbmd_client
 from dbmd import session
-from dbmd.protocol import Error
-from dbmd_client import AppointmentsDBM, DbmdError, UnknownOutcomeError
+from dbmd.protocol import Answer, Error, Outcome
+from dbmd_client import AppointmentsDBM, DbmdError, DeadlineError, UnknownOutcomeError
 from tests.daemon_process import DaemonProcess, private_runtime
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import CodeType, FrameType
+
+    from dbmd_client.waiting import Waiter
 
 ROOMS = {str(Path(dbmd_client.__file__).parent / f"{room}.py") for room in ("channel", "link", "traffic", "waiting")}
 ROOMS.add(session.__file__)
@@ -203,3 +205,38 @@ def test_a_call_is_told_the_truth_when_another_thread(name: str, endpoint: str) 
         witness.store_watcher_appointment("behind", {})  # the goodbyes of before are with its group
         for uuid, result in told.items():
             told_truly(witness, uuid, result)
+
+
+def test_a_load_whose_time_is_over_as_its_answer_comes(endpoint: str) -> None:
+    """A thread that has taken the answer in may tell it at any line of a caller that has just given up."""
+    with AppointmentsDBM(endpoint, timeout_s=LONG_S / 2) as manager:
+        channel: Any = manager._channel
+        given_up: list[tuple[int, bytes, Waiter]] = []
+
+        class Queries(dict[int, Any]):
+            """What is asked; who gives up is remembered, as by whoever found it there a moment before."""
+
+            def pop(self, tag: int, *default: Any) -> Any:  # noqa: ANN401
+                """Let go of it."""
+                given_up.extend([self[tag]] if tag in self else [])
+                return super().pop(tag, *default)
+
+        channel._points.queries = Queries()
+
+        def prepare(_line: int) -> Any:  # noqa: ANN401
+            channel.timeout_s = LONG_S / 2
+            assert manager.load_entry("missing") is None  # behind which nothing more comes
+            channel.timeout_s = 0.0
+            given_up.clear()
+
+            def tell() -> None:
+                for _, _, waiter in given_up:
+                    waiter.finish(Answer(1, Outcome.DONE, None))
+
+            def check(first: object, second: object) -> None:
+                assert first is None or isinstance(first, DeadlineError)
+                assert second is None
+
+            return lambda: manager.load_entry("missing"), tell, check
+
+        assert schedules(prepare) > LINES_MIN // 2

@@ -398,3 +398,19 @@ def test_a_daemon_that_tells_no_expiry_is_never_left() -> None:
     made = session()
     made.greeted(welcome(expiry_s=0), 0)
     assert not made.renew(10**12)
+
+
+def test_a_thread_failed_where_another_took_a_new_id_meanwhile() -> None:
+    """Any thread asks whether the id is old, while another renews it."""
+    made = session()
+
+    class Offset(int):
+        """A clock's offset behind which the id is renewed."""
+
+        def __radd__(self, other: int) -> int:
+            made.birth = None
+            return other + int(self)
+
+    made._uptime_offset_ms = Offset(made._uptime_offset_ms)
+    assert made.aged(50_001)
+    assert not made.aged(50_001)

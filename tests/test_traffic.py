@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -28,7 +30,7 @@ from dbmd_client.traffic import OVERDUE_MS, Asked, Commands, Pages
 from dbmd_client.waiting import Waiter, now_ms
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 WELCOME = Welcome(1, "run", "0", 0, 0, {}, Limits().tell(), "path")
 
@@ -149,7 +151,7 @@ class Struck(Waiter):
         super().finish(value)
 
 
-def interrupted(call: Callable[[], None]) -> None:
+def interrupted(call: Callable[[], object]) -> None:
     """Have a handler raise in the middle of it."""
     with pytest.raises(KeyboardInterrupt):
         call()
@@ -229,3 +231,70 @@ def test_an_answer_replaces_a_failure_that_nobody_has_taken_yet() -> None:
     assert waiter.value is reply
     waiter.finish(Error("closed", "the database was closed"))
     assert waiter.value is reply
+
+
+class StruckQueue(deque[Any]):
+    """A queue behind whose first entry that is taken a handler raises, once."""
+
+    struck = False
+
+    def popleft(self) -> Any:  # noqa: ANN401
+        """Take it, and be struck."""
+        entry = super().popleft()
+        if not self.struck:
+            self.struck = True
+            raise KeyboardInterrupt
+        return entry
+
+
+def test_a_query_whose_turn_was_interrupted_was_never_asked() -> None:
+    """What a handler keeps from being sent, in a thread that sends for all, is asked again within the second."""
+    asked = Asked()
+    asked._due = StruckQueue()
+    tag = asked.query(b"body", 1 << 40, Waiter())
+    interrupted(lambda: asked.outgoing(1))
+    asked.overdue(OVERDUE_MS + 2)
+    (message,) = [protocol.decode(frame) for frame in asked.outgoing(OVERDUE_MS + 2)]
+    assert isinstance(message, Queries)
+    assert [query.tag for query in message.queries] == [tag]
+
+
+def test_looking_for_the_overdue_failed_where_another_thread_asked_meanwhile() -> None:
+    """The garbage collector may run in the middle, and with it another thread, which asks without the lock."""
+    asked = Asked()
+    for _ in range(3_000):  # more pairs than Python keeps to make others of
+        asked.query(b"body", 1 << 40, Waiter())
+    assert len(asked.outgoing(1)) == 1
+
+    def asks(phase: str, _: object) -> None:
+        if phase == "start":
+            asked.query(b"body", 1 << 40, Waiter())
+
+    before = gc.get_threshold()
+    gc.callbacks.append(asks)
+    try:
+        gc.set_threshold(1)
+        asked.overdue(OVERDUE_MS + 2)
+    finally:
+        gc.set_threshold(*before)
+        gc.callbacks.remove(asks)
+    assert len(asked.outgoing(OVERDUE_MS + 2)) == 1
+
+
+def test_a_command_was_begun_by_a_handlers_call_while_it_was_taken_out_of_the_queue() -> None:
+    """It was sent then, so it is unknown."""
+    commands, waiter = Commands(), Waiter()
+    commands.greeted(WELCOME, 0)
+
+    class Queue(deque[Any]):
+        """A queue that a handler's call sends when it is looked through."""
+
+        def __iter__(self) -> Iterator[Any]:
+            entries = list(super().__iter__())
+            assert len(commands.outgoing(0)) == len(entries)
+            return iter(entries)
+
+    commands.queue = Queue([(b"body", 1 << 40, waiter)])
+    call = commands.forsake(waiter)
+    assert call is not None
+    assert (call.waiter, call.attempt) == (waiter, 1)

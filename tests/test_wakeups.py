@@ -84,6 +84,61 @@ def test_a_waiter_that_was_left_behind_took_every_ring(manager: AppointmentsDBM)
         link._waiters.clear()
 
 
+class Queued:
+    """A leader and who sleeps behind it, as the threads of two calls."""
+
+    def __init__(self, link: Link) -> None:
+        self.leader, self.heir = Waiter(), Waiter()
+        self._link = link
+        with link.lock:
+            link._waiters |= {self.leader: None, self.heir: None}
+            assert link._takes_the_lead(self.leader, 0)
+            link._leading_thread = 0
+            link._led_ms = 1 << 62
+            assert not link._takes_the_lead(self.heir, 0)
+
+    def assert_rung(self) -> None:
+        """Assert that the one behind is awake at once."""
+        started = time.monotonic()
+        self.heir.sleep(LEADER_MS / 1000)
+        self._link._waiters.clear()
+        assert time.monotonic() - started < LEADER_MS / 2000
+
+
+def test_the_lead_was_lost_where_handing_it_over_was_interrupted(
+    manager: AppointmentsDBM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who is interrupted while it hands over, in its last turn with the lock, does so again on its way out."""
+    link: Link = manager._channel._links["points"]  # type: ignore[attr-defined]
+    manager.load_entry("k0000")
+    queued = Queued(link)
+    monkeypatch.setattr(queued.heir, "ring", Struck(queued.heir.ring, before=True))
+    with pytest.raises(KeyboardInterrupt), link.lock:
+        link._leave(queued.leader)
+    assert link._leader is queued.leader
+    link._leave(queued.leader)
+    queued.assert_rung()
+
+
+def test_who_was_answered_left_with_the_lead_that_it_was_handed(manager: AppointmentsDBM) -> None:
+    """One that is rung to lead, and told by a thread that only passes by, hands on what it was handed."""
+    link: Link = manager._channel._links["points"]  # type: ignore[attr-defined]
+    manager.load_entry("k0000")
+
+    class Told(Waiter):
+        """A waiter that is told, and whose leader has left, at the very moment that it is asked whether it is."""
+
+        @property
+        def done(self) -> bool:  # type: ignore[override]
+            """Say that it is."""
+            link._leader = None
+            return True
+
+    queued = Queued(link)
+    link._leave(Told())
+    queued.assert_rung()
+
+
 def test_a_leader_slept_on_what_its_predecessor_had_taken_in(
     daemon: DaemonProcess, manager: AppointmentsDBM, monkeypatch: pytest.MonkeyPatch
 ) -> None:

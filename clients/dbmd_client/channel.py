@@ -217,10 +217,10 @@ class Channel:
             if outcome == REFUSED or (outcome == DONE and type(payload) in operation.verb.payloads):
                 return new(Result, (outcome, payload, self._commands.session.client, f"{role[0]}{tag}"))
         where = f"{operation.name} at {self.endpoint}"
-        if not waiter.done or isinstance(answer, Error):
-            if waiter.done and answer.code == Code.MALFORMED:
+        if answer is None or isinstance(answer, Error):  # and not whether it is done: an answer may come only now
+            if answer is not None and answer.code == Code.MALFORMED:
                 raise failure(f"{where}: {answer.text}; nothing was changed", Code.MALFORMED)
-            why, why_code = cause(answer) if waiter.done else self._late(link, "no answer")
+            why, why_code = self._late(link, "no answer") if answer is None else cause(answer)
             raise failure(f"{where}: {why}; nothing was changed", why_code)
         if answer.outcome == DONE:
             found = type(answer.payload).__name__

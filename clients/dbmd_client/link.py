@@ -318,8 +318,8 @@ class Link:
         return True
 
     def _leave(self, waiter: Waiter) -> None:
-        leader = self._leader
-        if waiter.done and leader is not waiter and leader is not None and not self._deposed:
+        # In this order: who leads when it is done hands over to another; one from before may have handed over to it.
+        if waiter.done and (leader := self._leader) is not None and leader is not waiter and not self._deposed:
             self._waiters.pop(waiter, None)  # without the lock: nobody hands the lead to one that is done
         else:
             with self.lock:
@@ -331,10 +331,10 @@ class Link:
             self._deposed = [each for each in self._deposed if each in self._waiters]
             os.eventfd_write(self._wake, 1)  # they may sleep on what was taken in since
         if self._leader is waiter or self._leader is None:  # none: it was rung to lead, and its own time was over
-            self._leader = None
             for heir in [*self._waiters]:
                 if not heir.done and heir.ring():  # one that does not sleep may be a call that is gone
                     break
+            self._leader = None  # behind it: who is interrupted before leaves once more
 
     def _lead(self, waiter: Waiter, deadline_ms: int) -> bool:
         """Sleep on the socket for everybody; ``False`` says that the daemon is silent."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import secrets
 from collections import deque
+from contextlib import suppress
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -90,7 +91,8 @@ class Commands:
         """Stop waiting for a command; return its call if its outcome is unknown: some copy was sent, no answer came."""
         for entry in [*self.queue]:  # in place: other threads append meanwhile
             if entry[2] is waiter:
-                self.queue.remove(entry)
+                with suppress(ValueError):  # a signal handler's call has just begun it
+                    self.queue.remove(entry)
         call = self.begun.pop(waiter, None)
         return None if call is None or self.session.give_up(call) else call
 
@@ -189,12 +191,13 @@ class Asked:
         frames: list[bytes] = []
         queries: list[tuple[int, int, bytes]] = []
         while self._due:
-            tag = self._due.popleft()
+            tag = self._due[0]
             asked = self.queries.get(tag)
             if asked is not None:
                 deadline_ms, body, waiter = asked
-                waiter.sent_ms = now
+                waiter.sent_ms = now  # from here on it is asked again when it is overdue, whoever is interrupted
                 queries.append((tag, max(0, deadline_ms + self._offset_ms), body))
+            self._due.popleft()
         if queries:
             frames.append(protocol.pack((QUERIES, queries)))  # as ``protocol.Queries`` of ``protocol.Query``
         while self._scans_due:
@@ -280,16 +283,18 @@ class Asked:
         A scan cannot be asked again, but its page may be lost like any reply: credit for none has the
         daemon say whether it is still open.
         """
-        for tag, (_, _, waiter) in [*self.queries.items()]:
-            if waiter.sent_ms and now - waiter.sent_ms > OVERDUE_MS:
-                waiter.sent_ms = now  # it stands in the queue once, though nothing may be sent for long
+        for tag in [*self.queries]:  # one step; to make its pairs is many, between which another thread may ask
+            asked = self.queries.get(tag)
+            if asked is not None and asked[2].sent_ms and now - asked[2].sent_ms > OVERDUE_MS:
+                asked[2].sent_ms = now  # it stands in the queue once, though nothing may be sent for long
                 self._due.append(tag)
-        for pages in self.scans.values():
+        scans = [*self.scans.values()]  # the garbage collector may end one in the middle
+        for pages in scans:
             if pages.come and not pages.waiter.done:
                 pages.waiter.finish(None)  # a handler raised before it was told
         if now - self._poked_ms > OVERDUE_MS:
             self._poked_ms = now
-            self._pokes = [Credit(tag, 0) for tag, pages in self.scans.items() if not pages.come]
+            self._pokes = [Credit(pages.tag, 0) for pages in scans if not pages.come]
 
 
 class Pages:
