@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from tests.benchmarks import goals, records
 from tests.benchmarks.figures import ratios
+from tests.benchmarks.floor import floor
 from tests.benchmarks.rounds import Work, interleave, rounds_of
 from tests.benchmarks.systems import dbmd, echo, redis_always
 
@@ -51,10 +52,11 @@ def fill_redis(system: System, count: int) -> None:
 
 
 def points(bench: Bench) -> Findings:
-    """Point loads from 1 and 8 processes, beside Redis and beside pyzmq alone."""
+    """Point loads from 1 and 8 processes, beside Redis, beside pyzmq alone, and beside the least that Python can do."""
     counts = (1, 8)
-    path = bench.folder / "dbmd"
+    path, beside = bench.folder / "dbmd", bench.folder / "floor"
     records.fill(path, POINTS)
+    records.fill(beside, POINTS)
     with ExitStack() as stack:
         ours = stack.enter_context(dbmd(path))
         others = {
@@ -62,7 +64,8 @@ def points(bench: Bench) -> Findings:
             "echo": stack.enter_context(echo(bench.folder)),
         }
         fill_redis(others["redis"], POINTS)
-        found = interleave(bench, Work(goals.POINT, loading), [ours, *others.values()], counts)
+        least = stack.enter_context(floor(beside))
+        found = interleave(bench, Work(goals.POINT, loading), [ours, *others.values(), least], counts)
     for name, theirs in others.items():
         for count in map(str, counts):
             mine, other = (rounds_of(found.series, system.name, count) for system in (ours, theirs))

@@ -114,15 +114,22 @@ def lmdb_default(folder: Path) -> System:
 @contextmanager
 def echo(folder: Path) -> Iterator[System]:
     """Start a process that answers each request over a ROUTER with a record, and does no more."""
-    spawn = multiprocessing.get_context("spawn")
     endpoint = f"ipc://{folder / 'echo'}"
-    bound = spawn.Event()
-    process = spawn.Process(target=_echoing, args=(endpoint, bound))
+    with spawned(_echoing, endpoint) as pid:
+        yield System("pyzmq echo", partial(clients.Echo, endpoint), pid)
+
+
+@contextmanager
+def spawned(serve: Callable[..., None], *arguments: str) -> Iterator[int | None]:
+    """Start a process that calls ``serve`` with an event to set when it listens; yield its pid, and kill it."""
+    spawn = multiprocessing.get_context("spawn")
+    listens = spawn.Event()
+    process = spawn.Process(target=serve, args=(*arguments, listens))
     process.start()
     try:
-        if not bound.wait(START_S_MAX):
-            raise AssertionError("the echo did not start")
-        yield System("pyzmq echo", partial(clients.Echo, endpoint), process.pid)
+        if not listens.wait(START_S_MAX):
+            raise AssertionError(f"{serve.__name__} did not start")
+        yield process.pid
     finally:
         process.kill()
         process.join()
