@@ -142,11 +142,11 @@ class Session:
 
     def overdue(self, now_ms: int, patience_ms: int) -> bool:
         """Send again what has had no reply for ``patience_ms``, doubled for each attempt: its reply may be lost."""
-        for number, call in self._calls.items():
+        for call in [*self._calls.values()]:  # a signal handler's call may come and go in the middle
             if call.sent_ms is None or not call.waited_for:
                 continue
-            if now_ms - call.sent_ms > patience_ms << min(call.attempt - 1, 5):
-                self.unsent[number] = call
+            if now_ms - call.sent_ms > patience_ms << min(call.attempt - 1, 5) and call.number in self._calls:
+                self.unsent[call.number] = call
         return bool(self.unsent)
 
     def frame(self, now_ms: int, bytes_max: int) -> Commands | None:
@@ -230,7 +230,7 @@ class Session:
 
     def renew(self, now_ms: int) -> bool:
         """Take a new id after half the expiry, when nobody waits for anything; the driver says hello again."""
-        if not self.aged(now_ms) or any(call.waited_for for call in self._calls.values()):
+        if not self.aged(now_ms) or any(call.waited_for for call in [*self._calls.values()]):
             return False
         self.client = self._new_id()
         self.birth = None

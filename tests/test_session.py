@@ -414,3 +414,22 @@ def test_a_thread_failed_where_another_took_a_new_id_meanwhile() -> None:
     made._uptime_offset_ms = Offset(made._uptime_offset_ms)
     assert made.aged(50_001)
     assert not made.aged(50_001)
+
+
+def test_looking_for_the_overdue_failed_where_a_handlers_call_came_in_the_middle() -> None:
+    """A call that a signal handler makes there begins and ends others; what ended is not sent again."""
+    made = session(window=9)
+    calls = [begin(made), begin(made)]
+    sent(made)
+
+    class Patience(int):
+        """How long a reply may take, in which a handler's call takes in the replies of both and begins another."""
+
+        def __lshift__(self, other: int) -> int:
+            for call in calls:
+                made.reply(made.client, Reply(call.number, 1, Outcome.DONE, True, None, 1))  # noqa: FBT003
+            calls[:] = [begin(made)]
+            return int(self) << other
+
+    assert made.overdue(10**9, Patience(1_000))
+    assert {*made.unsent} == {call.number for call in made.waiting()}

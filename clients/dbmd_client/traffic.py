@@ -147,9 +147,10 @@ class Commands:
     def overdue(self, now: int) -> None:
         """Send again what has waited too long."""
         self.session.overdue(now, OVERDUE_MS)
-        for call in [call for call in self.begun.values() if call.reply is not None]:
-            call.waiter.finish(call)  # a handler raised before it was told
-            del self.begun[call.waiter]
+        for call in [*self.begun.values()]:
+            if call.reply is not None:
+                call.waiter.finish(call)  # a handler raised before it was told
+                self.begun.pop(call.waiter, None)
         if self.asked and now - self._asked_ms > OVERDUE_MS:
             self._asked_ms = now
             self._due = deque(settle for settle, _ in self.asked.values())
