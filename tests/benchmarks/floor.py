@@ -1,13 +1,16 @@
 """
-The floor: a point load that does what none can do without, each side one straight loop of Python over pyzmq.
+The floor: a point load and a store that do what none can do without, each side one straight loop of Python over pyzmq.
 
-It has the product's wire, checks, LevelDB, lock and log lines, and nothing that a day without trouble does not need: no
-session, repeat, reconnection, second thread, scan, role or refusal. What lies between it and pyzmq alone is the price
-of the language; what lies between it and dbmd is the price of the rest.
+It has the product's wire, checks, LevelDB, lock and log lines, one sync for what has come and a record of each outcome,
+and nothing that a day without trouble does not need: no session, repeat, reconnection, second thread, scan, turn, role
+or refusal. What lies between it and pyzmq alone is the price of the language; what lies between it and dbmd is the
+price of the rest.
 """
 
 from __future__ import annotations
 
+import hashlib
+import os
 import select
 import time
 from contextlib import contextmanager
@@ -21,8 +24,8 @@ import zmq
 from zmq import zmq_poll
 from zmq.backend import Socket as Backend
 
-from dbmd import protocol
-from dbmd.frequent import ANSWERS, QUERIES, built, queries
+from dbmd import protocol, values
+from dbmd.frequent import ANSWERS, COMMANDS, QUERIES, REPLIES, built, queries
 from dbmd.limits import MIB
 from dbmd.log import open_log
 from tests.benchmarks.systems import System, spawned
@@ -35,7 +38,7 @@ if TYPE_CHECKING:
 
     from dbmd.log import Row
 
-NAME = "load_watcher_appointment"
+LOAD, STORE = "load_watcher_appointment", "store_watcher_appointment"
 DEADLINE_MS = 30_000
 ROWS_MAX, FLUSH_MS = 64, 20
 NOBLOCK, MORE = int(zmq.NOBLOCK), int(zmq.NOBLOCK | zmq.SNDMORE)
@@ -67,16 +70,30 @@ class Client:
         self._inbox = [(self._socket, int(zmq.POLLIN))]
         self._poll = _sleeper(self._socket)
         self._lock = RLock()
-        self._tag = 0
+        self._id = os.urandom(protocol.CLIENT_ID_BYTES)
+        self._number = 0
 
     def load(self, uuid: str) -> Any:  # noqa: ANN401 - any JSON
         """Return a record, decoded."""
         if type(uuid) is not str:
             raise TypeError(uuid)
-        body = protocol.pack((NAME, (uuid.encode(),)))
+        self._number = number = self._number + 1
+        body = protocol.pack((LOAD, (uuid.encode(),)))
+        answer = self._ask(protocol.pack((QUERIES, ((number, _now_ms() + DEADLINE_MS, body),))), number)
+        return orjson.loads(answer.payload)
+
+    def store(self, uuid: str, appointment: Any) -> None:  # noqa: ANN401 - any JSON
+        """Return when the record is on the disk."""
+        if type(uuid) is not str:
+            raise TypeError(uuid)
+        self._number = number = self._number + 1
+        body = protocol.pack((STORE, (uuid.encode(), values.encode(appointment))))
+        command = (number, 1, _now_ms() + DEADLINE_MS, body)
+        self._ask(protocol.pack((COMMANDS, self._id, 1, number, (command,))), number)
+
+    def _ask(self, frame: bytes, number: int) -> Any:  # noqa: ANN401 - a Reply or an Answer
         with self._lock:
-            self._tag = tag = self._tag + 1
-            _send(self._socket, protocol.pack((QUERIES, ((tag, _now_ms() + DEADLINE_MS, body),))), NOBLOCK)
+            _send(self._socket, frame, NOBLOCK)
             come = zmq_poll(self._inbox, 0)
         while True:
             if not come:
@@ -87,10 +104,10 @@ class Client:
                     message = built(protocol.unpack(self._socket.recv(NOBLOCK)))
             except zmq.Again:
                 continue  # woken by something else
-            if isinstance(message, protocol.Answers):
-                for found, outcome, payload in message.answers:
-                    if found == tag and not outcome:
-                        return orjson.loads(payload)
+            told: Any = message[-1]  # answers or replies
+            for each in told:
+                if each[0] == number and not each.outcome:
+                    return each
 
     def close(self) -> None:
         """Leave."""
@@ -104,39 +121,96 @@ class _Table(NamedTuple):
     level: str = "info"
 
 
+class _Server:
+    """The daemon's half."""
+
+    def __init__(self, endpoint: str, path: str) -> None:
+        self._log = open_log(_Table(f"{path}.log"), 8 * MIB)
+        self._database = plyvel.DB(path, create_if_missing=True, compression=None, write_buffer_size=32 * MIB)
+        self._socket = zmq.Context().socket(zmq.ROUTER)
+        self._socket.bind(endpoint)
+        self._inbox, self._poll = [(self._socket, int(zmq.POLLIN))], _sleeper(self._socket)
+        self._peers: dict[bytes, str] = {}
+        self._rows: list[Row] = []
+        self._stored: list[tuple[bytes, bytes, bytes, int, bytes, bytes, int]] = []
+        self._group = 0
+
+    def serve(self) -> None:
+        """Answer what has come, and commit the stores of it together; sleep where nothing has."""
+        while True:
+            while zmq_poll(self._inbox, 0):
+                self._take()
+            if self._stored:
+                self._commit()
+            elif not self._poll.poll(FLUSH_MS if self._rows else DEADLINE_MS) or len(self._rows) >= ROWS_MAX:
+                self._log.operations("floor", self._rows)
+                self._log.flush()
+                self._rows = []
+
+    def _take(self) -> None:
+        route, frame = self._socket.recv(NOBLOCK), self._socket.recv(NOBLOCK, copy=False)
+        arrived_us, who = _now_us(), str(frame.get("Peer-Address"))
+        if self._peers.setdefault(route, who) != who:
+            raise AssertionError(who)
+        fields = protocol.unpack(frame.bytes)
+        asked = queries(fields)
+        if asked is None:
+            message = built(fields)
+            if not isinstance(message, protocol.Commands):
+                raise AssertionError(message)
+            for number, _, deadline_ms, body in message.commands:
+                name, arguments = protocol.unpack_body(body)
+                key, value = _bytes(arguments)
+                _check(name == STORE and deadline_ms > _now_ms())
+                digest = hashlib.sha256(body).digest()
+                end = protocol.pack((1, message.birth, message.floor, number, 0, None, digest, self._group))
+                self._stored.append((route, b"w" + key, value, number, message.client, end, arrived_us))
+        for tag, deadline_ms, body in asked or ():
+            name, arguments = protocol.unpack_body(body)
+            (key,) = _bytes(arguments)
+            _check(name == LOAD and deadline_ms > _now_ms())
+            value = self._database.get(b"w" + key, verify_checksums=True)
+            self._answer(route, (ANSWERS, ((tag, 0, value),)))
+            self._note(LOAD, key, "p", tag, None, arrived_us)
+
+    def _commit(self) -> None:
+        self._group += 1
+        batch = self._database.write_batch(sync=True)
+        for _, key, value, _, client, end, _ in self._stored:
+            batch.put(key, value)
+            batch.put(b"\xff\xfe" + client, end)
+        batch.put(b"\xff\xfe", protocol.pack((self._group, _now_ms())))
+        batch.write()
+        for route, key, _, number, client, _, arrived_us in self._stored:
+            self._answer(route, (REPLIES, client, ((number, 1, 0, True, None, self._group),)))
+            self._note(STORE, key[1:], "", number, self._group, arrived_us)
+        self._stored = []
+
+    def _answer(self, route: bytes, message: tuple[object, ...]) -> None:
+        _send(self._socket, route, MORE)
+        _send(self._socket, protocol.pack(message), NOBLOCK)
+
+    def _note(self, name: str, key: bytes, mark: str, number: int, group: int | None, arrived_us: int) -> None:  # noqa: PLR0913, PLR0917 - a line's
+        took_us = _now_us() - arrived_us
+        self._rows.append(
+            (name, "uuid", key, "done", "floor", mark, number, group, group and 1, 0, None, took_us, None)
+        )
+
+
+def _bytes(arguments: tuple[object, ...]) -> list[bytes]:
+    return [each for each in arguments if type(each) is bytes]
+
+
+def _check(right: bool) -> None:  # noqa: FBT001
+    if not right:
+        raise AssertionError("a request that is not one of the benchmark's")
+
+
 def _serve(endpoint: str, path: str, bound: Event) -> None:
     die_with_parent()
-    log = open_log(_Table(f"{path}.log"), 8 * MIB)
-    database = plyvel.DB(path)
-    socket = zmq.Context().socket(zmq.ROUTER)
-    socket.bind(endpoint)
+    server = _Server(endpoint, path)
     bound.set()
-    inbox, poll = [(socket, int(zmq.POLLIN))], _sleeper(socket)
-    peers: dict[bytes, str] = {}
-    rows: list[Row] = []
-    while True:
-        while not zmq_poll(inbox, 0):
-            if not poll.poll(FLUSH_MS if rows else DEADLINE_MS):
-                log.operations("floor", rows)
-                log.flush()
-                rows = []
-        route, frame = socket.recv(NOBLOCK), socket.recv(NOBLOCK, copy=False)
-        arrived_us, who = _now_us(), str(frame.get("Peer-Address"))
-        if peers.setdefault(route, who) != who:
-            raise AssertionError(who)
-        for tag, deadline_ms, body in queries(protocol.unpack(frame.bytes)) or ():
-            name, (key,) = protocol.unpack_body(body)
-            if name != NAME or deadline_ms < _now_ms() or type(key) is not bytes:
-                raise AssertionError(name)
-            value = database.get(b"w" + key, verify_checksums=True)
-            _send(socket, route, MORE)
-            _send(socket, protocol.pack((ANSWERS, ((tag, 0, value),))), NOBLOCK)
-            took_us = _now_us() - arrived_us
-            rows.append((name, "uuid", key, "done", "floor", "p", tag, None, None, 0, None, took_us, None))
-        if len(rows) >= ROWS_MAX:
-            log.operations("floor", rows)
-            log.flush()
-            rows = []
+    server.serve()
 
 
 @contextmanager

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 
 from tests.benchmarks import goals, records
 from tests.benchmarks.figures import ratios
+from tests.benchmarks.floor import floor
 from tests.benchmarks.rounds import Work, interleave, rounds_of
 from tests.benchmarks.systems import dbmd, lmdb_default, redis_always, sqlite_full
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
 
     from tests.benchmarks.clients import Batching, Client
     from tests.benchmarks.figures import Findings
@@ -34,12 +36,14 @@ def storing_batches(client: Batching) -> Callable[[], object]:
     return lambda: client.store_all([(records.new_uuid(), appointment()) for _ in range(BATCH)])
 
 
-def _over_redis(bench: Bench, work: Work, counts: Sequence[int], key: str) -> Findings:
+def _over_redis(
+    bench: Bench, work: Work, counts: Sequence[int], key: str, *beside: AbstractContextManager[System]
+) -> Findings:
     """Compare rates with Redis's; ``key`` and the number of clients name the goal."""
     with ExitStack() as stack:
         ours = stack.enter_context(dbmd(bench.folder / "dbmd"))
         theirs = stack.enter_context(redis_always(bench.folder / "redis"))
-        found = interleave(bench, work, [ours, theirs], counts)
+        found = interleave(bench, work, [ours, theirs, *map(stack.enter_context, beside)], counts)
     for count in counts:
         _compare(found, ours, theirs, str(count), f"{key}/{count}")
     return found
@@ -51,8 +55,8 @@ def _compare(found: Findings, ours: System, theirs: System, clients: str, key: s
 
 
 def stores(bench: Bench) -> Findings:
-    """Durable stores from 1 to 16 processes, beside Redis."""
-    return _over_redis(bench, Work(goals.STORE, storing), (1, 4, 8, 16), "stores/redis")
+    """Durable stores from 1 to 16 processes, beside Redis and the least that Python can do."""
+    return _over_redis(bench, Work(goals.STORE, storing), (1, 4, 8, 16), "stores/redis", floor(bench.folder / "floor"))
 
 
 def embedded(bench: Bench) -> Findings:
