@@ -32,7 +32,7 @@ def queries(fields: Any) -> tuple[tuple[int, int, bytes], ...] | None:  # noqa: 
     if type(fields) is not tuple or len(fields) != 2:  # noqa: PLR2004 - as declared, like those below
         return None
     kind, found = fields
-    if kind is not QUERIES or type(found) is not tuple or len(found) > ITEMS_MAX:  # of a small number there is one
+    if type(kind) is not int or kind != QUERIES or type(found) is not tuple or len(found) > ITEMS_MAX:
         return None
     for each in found:
         if type(each) is not tuple or len(each) != 3:  # noqa: PLR2004

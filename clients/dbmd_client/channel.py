@@ -123,7 +123,7 @@ class Channel:
 
     def request(self, operation: Operation, arguments: tuple[object, ...]) -> Result:
         """Carry one command or query to its end; raises one of ``errors.py``."""
-        deadline_ms = now_ms() + int(self.timeout_s * 1000)
+        deadline_ms = self._deadline_ms()
         body = self._body(operation, arguments)
         if operation.writes:
             return self._command(operation, body, deadline_ms)
@@ -137,7 +137,7 @@ class Channel:
 
     def _body(self, operation: Operation, arguments: tuple[object, ...]) -> bytes:
         """Pack a request; what would be over a limit is refused here, by the check the daemon makes."""
-        body = protocol.pack((operation.name, arguments))
+        body = protocol.pack_body(operation.name, arguments)
         if len(body) > self._checked_bytes:
             try:
                 if not operation.verb.fits(arguments, self.limits):

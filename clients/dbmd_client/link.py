@@ -152,10 +152,7 @@ class Link:
             greeted = self.greeting
             if greeted:
                 for frame in traffic.outgoing(now):
-                    try:
-                        _send(socket, frame, NOBLOCK)
-                    except zmq.Again:
-                        continue  # the queue is full: it goes out again when it is overdue
+                    self._send(socket, frame)
             # Asked, because an Again costs ten times as much; and so, because EVENTS costs four times as much. Whom the
             # descriptor woke need not ask: next to never it tells of something else.
             while come or zmq_poll(self._inbox, 0):

@@ -170,11 +170,12 @@ class Reader(Actor):
         if queries is None:
             return False
         self._heard_ms[route] = self.turned_ms
-        loaded = self._load(peer, queries[0]) if len(queries) == 1 else None
-        if loaded is None:
+        if len(queries) != 1:
             self._answer_all(route, peer, queries, arrived_us)
-        else:
-            self._tell(route, peer.shown, arrived_us, [loaded[0]], [loaded[1]])
+            return True
+        answered = self._load(peer, queries[0]) or self._answer(route, peer, queries[0], arrived_us)
+        if answered is not None:
+            self._tell(route, peer.shown, arrived_us, [answered[0]], [answered[1]])
         return True
 
     def handle(self, route: bytes, peer: Peer, message: protocol.Message, arrived_us: int) -> None:
