@@ -40,9 +40,11 @@ from dbmd.protocol import (
     Goodbye,
     Hello,
     Outcome,
+    Page,
     Queries,
     Query,
     Replies,
+    ScanRequest,
     Settle,
     Settled,
     Welcome,
@@ -346,6 +348,26 @@ def test_a_routing_id_that_was_another_s_carries_none_of_his_rights(site: Site) 
     assert told[0].code == Code.HELLO
     with site.opened("alice") as database:
         assert database.load_watcher_appointment("heir") is None
+
+
+def test_a_routing_id_that_was_another_s_carries_none_of_his_scans(site: Site) -> None:
+    """Whoever takes up the routing id of a connection that is gone, and says hello, ends what that one had open."""
+    with site.opened("alice") as database:
+        for number in range(3):
+            database.db.put(b"heir%d" % number, b"v" * 400_000)
+    scans, mine, credit = site.endpoint("scans"), secrets.token_bytes(CLIENT_ID_BYTES), 1
+    with Raw(scans, site.keys_of("alice"), mine, routing_id=b"heirloom") as alice:
+        body = protocol.pack_body("load_appointments_db", (b"heir",))
+        assert isinstance(alice.ask(ScanRequest(1, 1 << 60, credit, body)), Page)
+        assert site.status()["scans"] == 1
+
+    def greeted() -> bool:
+        with Raw(scans, site.keys_of("rita"), routing_id=b"heirloom") as rita:
+            rita.send(Hello(1, 1, rita.client, "rita"))  # not heard while the daemon has not seen that alice left
+            return bool(rita.socket.poll(200))
+
+    until(greeted, "the routing id to be free")
+    assert site.status()["scans"] == 0
 
 
 def test_another_s_identity_is_refused_in_every_message(site: Site) -> None:

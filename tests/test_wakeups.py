@@ -199,7 +199,7 @@ def test_a_call_slept_on_though_its_handlers_call_had_taken_in_its_answer(
 def test_the_readers_last_lines_were_lost_when_the_writer_died(tmp_path: Path) -> None:
     """What an actor answered stands in the log, though another actor's death ends the daemon at that moment."""
     with private_runtime() as folder, DaemonProcess(tmp_path / "data", endpoint=f"ipc://{folder}/s") as process:
-        with AppointmentsDBM(process.endpoint, timeout_s=0.5) as manager:
+        with AppointmentsDBM(process.endpoint, timeout_s=2) as manager:
             manager.create_entry("key", "value")
             manager.load_entry("key")
             process.path.rename(tmp_path / "away")

@@ -288,14 +288,14 @@ class Actor:
             known = peer if peer is not None and user_id(frame) == peer.user_id else None
             if known is not None and self.take(route, known, fields, arrived_us):
                 return
+            if known is None and peer is not None:
+                # A connection under a routing id that another's had: a peer may choose its own.
+                self.forget(route)
             message = frequent.built(fields)
             if isinstance(message, Hello):
                 self._greet(route, message, frame)
                 return
             if known is None:
-                if peer is not None:
-                    # A connection under a routing id that another's had: a peer may choose its own.
-                    self.forget(route)
                 raise ProtocolError(Code.HELLO, "say hello to this run of the daemon first")
             self._heard_ms[route] = self.turned_ms
             self.handle(route, known, message, arrived_us)

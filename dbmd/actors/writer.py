@@ -165,16 +165,15 @@ class Writer(Actor):
             text = f"{failure}; {unanswered} commands of group {sealed.sequence} were not answered"
             raise type(failure)(text) from failure
         commit_us = now_us() - sealed_us
-        self._saved_ms = now_ms + commit_us // 1000
+        self._saved_ms = clock_ms()  # scans give way by it, and `now_ms` is from before the group was evaluated
         commands, counts = sealed.commands, self.counts
         self._recent += (commands - self._recent) / 8
         counts["groups"] += 1
         counts["commands"] += commands
         told = self._core.committed()
         self._send_answers(told)
-        done_us, rows = now_us(), self._rows
-        for each in told:
-            rows.append(_row(each, commands, sealed_us, commit_us, done_us))
+        done_us = now_us()
+        self._rows.extend([_row(each, commands, sealed_us, commit_us, done_us) for each in told])
 
     def _send_answers(self, told: list[Told]) -> None:
         """Send one frame of replies to each connection."""

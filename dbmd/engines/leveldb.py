@@ -175,6 +175,7 @@ class LevelDB:
         Sync the directory, for a log, table or MANIFEST has come or gone; say whether it is ours and LOCK is in it.
 
         Once that was done a tick behind its last change, a directory that is the same is synced, and holds our LOCK.
+        That needs times finer than a tick, as ext4 has them, but for one made with inodes of 128 bytes.
         """
         now = time.monotonic()
         if state != self._changed:
