@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import zmq
 
+from dbmd import delay as delay_room
 from dbmd import protocol
 from dbmd.access import OPERATOR, Grant
 from dbmd.actors import actor as actor_room
-from dbmd.actors import writer as writer_room
 from dbmd.actors.actor import Nature
 from dbmd.actors.peers import Origin, Peer
 from dbmd.actors.reader import BUSY_MS, GIVES_WAY_MS, Reader, Source
@@ -55,7 +55,7 @@ STORES_FEW = 3_000  # of the greedy one, where a broken rule need only be seen
 @pytest.fixture
 def timeless(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the writer yield no time for a larger group: there is none in a simulation."""
-    monkeypatch.setattr(writer_room, "GATHER_US", 0)
+    monkeypatch.setattr(delay_room, "DELAY_US_MAX", 0)
     for name, each in CALLS.items():
         monkeypatch.setattr(actor_room, name, each)
 

@@ -14,6 +14,7 @@ import zmq
 
 from dbmd import frequent, protocol
 from dbmd.actors.actor import IDLE_MS, Actor, Nature, ReplacedError, Ticket, clock_ms, now_us
+from dbmd.delay import CommitDelay
 from dbmd.effects import RefusedError
 from dbmd.frequent import REPLIES
 from dbmd.identities import shown
@@ -53,7 +54,6 @@ DISK_LOOK_MS = 20
 How old the look at the disk's free space may be: as old as a slow sync makes it anyway. A disk of 1 GB/s takes 20 MB
 meanwhile, and what ``disk_free_bytes_min`` keeps is room for a table of 32 MiB, four times over.
 """
-GATHER_US = 200  # yield at most this long for a group as large as the recent ones: about one sync
 DONE = int(Outcome.DONE)
 OUTCOMES = {int(outcome): outcome.name.lower() for outcome in Outcome}
 
@@ -70,7 +70,8 @@ class Writer(Actor):
         self._core = core
         self._uptime_offset_ms = core.uptime_ms - clock_ms()
         self._kept_ms = self._saved_ms = clock_ms()
-        self._recent = 0.0
+        self._delay = CommitDelay()
+        self._writers: set[bytes] = set()  # the connections of which a command came since the last commit
         limits = nature.limits
         self._free_bytes_min, self._looked_ms = limits.disk_free_bytes_min, 0
         self._turns: Turns[tuple[Ticket, CommandsFields, CommandFields]] = Turns(
@@ -102,18 +103,26 @@ class Writer(Actor):
         """Gather, commit, answer: one group."""
         core = self._core
         now_ms = self._gather()
-        gathered = core.gathered
-        if 0 < gathered < self._recent * 0.75:
-            # The recent groups were larger: their clients were answered together and are on their way.
-            select.select([self._descriptor], [], [], GATHER_US / 1_000_000)  # poll would round up to a millisecond
-            now_ms = self._gather()
+        if core.gathered and (delay_us := self._delay.worth_us(len(self._writers))):
+            now_ms = self._gather_more(delay_us)
         housekeeping = now_ms - self._kept_ms >= HOUSEKEEPING_MS and self._due(now_ms)
-        if housekeeping or gathered:
+        if housekeeping or core.gathered:
             self._commit(now_ms, housekeeping=housekeeping)
 
     def patience_ms(self) -> int:
         """Return how long the next turn may wait: not at all while commands wait for theirs."""
         return 0 if self._turns.waiting else IDLE_MS
+
+    def _gather_more(self, delay_us: int) -> int:
+        """Wait for those whose commands are to be expected, for ``delay_us`` at most; return when they were taken."""
+        delay, writers, until_us = self._delay, self._writers, now_us() + delay_us
+        now_ms = clock_ms()
+        while delay_us > 0 and delay.missing(len(writers)) and not self._core.full:
+            select.select([self._descriptor], [], [], delay_us / 1_000_000)  # poll would round up to a millisecond
+            now_ms = self._gather()
+            delay_us = until_us - now_us()
+        delay.waited(len(writers))
+        return now_ms
 
     def _gather(self) -> int:
         """Take in what has come, and admit one command of each process in turn until the group is full; say when."""
@@ -167,7 +176,8 @@ class Writer(Actor):
         commit_us = now_us() - sealed_us
         self._saved_ms = clock_ms()  # scans give way by it, and `now_ms` is from before the group was evaluated
         commands, counts = sealed.commands, self.counts
-        self._recent += (commands - self._recent) / 8
+        self._delay.committed(self._writers, commit_us)
+        self._writers = set()
         counts["groups"] += 1
         counts["commands"] += commands
         told = self._core.committed()
@@ -209,6 +219,7 @@ class Writer(Actor):
     def _queue(self, route: bytes, peer: Peer, frame: CommandsFields, arrived_us: int) -> None:
         if frame[0] != peer.client:
             peer.must_be(frame[0])
+        self._writers.add(route)
         ticket, sender = new(Ticket, (route, arrived_us)), peer.sender
         for command in frame[3]:
             self._turns.add(sender, (ticket, frame, command), len(command[3]))

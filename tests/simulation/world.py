@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+from dbmd import delay as delay_room
 from dbmd.access import OPERATOR, Grant
 from dbmd.actors import actor as actor_room
 from dbmd.actors import reader as reader_room
@@ -409,7 +410,7 @@ class World:
             *((room, "now_us", now_us) for room in (actor_room, writer_room, reader_room)),
             (writer_room, "HOUSEKEEPING_MS", 3_000),
             (writer_room, "UPTIME_SAVED_MS", 5_000),
-            (writer_room, "GATHER_US", 0),
+            (delay_room, "DELAY_US_MAX", 0),
             (dialling_room, "context", lambda: self.context),
             *((room, name, each) for room in (actor_room, link_room) for name, each in CALLS.items()),
             *((room, "now_ms", client_ms) for room in (link_room, traffic_room) if hasattr(room, "now_ms")),
