@@ -40,6 +40,12 @@ class Findings:
     numbers: dict[str, list[float]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
+    def add(self, other: Findings) -> None:
+        """Take in what another part of the job found."""
+        self.series += other.series
+        self.numbers |= other.numbers
+        self.notes += other.notes
+
     def plain(self) -> dict[str, Any]:
         """Return what JSON can hold."""
         return {"series": self.series, "numbers": self.numbers, "notes": self.notes}

@@ -44,13 +44,27 @@ LOG = "CPU of the log line"
 GROWTH = "10,000,000 records"
 RESTART = "first answer after SIGKILL, with 1,000,000 records"
 IDLE = "CPU of the daemon, nobody calls"
+SLOWER_MS = (1, 4)  # by how much a sync takes longer: a cloud's volume, a solid-state disk without a capacitor
+
+
+def slower(slower_ms: int) -> str:
+    """Return the job of stores while each sync takes so many milliseconds longer."""
+    return f"{STORE}, a sync takes {slower_ms} ms longer"
+
+
+def _stores(key: str, job: str) -> list[Goal]:
+    """Return what is asked of stores, which is the same on every disk."""
+    redis = {"1": (0.75, 1.0), "4": (0.9, 1.2), "8": (1.1, 1.5), "16": (1.5, 2.0)}
+    return [
+        *_many(f"{key}/redis", job, "Redis always", redis),
+        *_many(f"{key}/sqlite", job, "SQLite", {"8": (2.0, 3.0)}),
+        *_many(f"{key}/lmdb", job, "LMDB", {"8": (4.0, 6.0)}),
+    ]
+
 
 GOALS = (
-    *_many(
-        "stores/redis", STORE, "Redis always", {"1": (0.75, 1.0), "4": (0.9, 1.2), "8": (1.1, 1.5), "16": (1.5, 2.0)}
-    ),
-    *_many("stores/sqlite", STORE, "SQLite", {"8": (2.0, 3.0)}),
-    *_many("stores/lmdb", STORE, "LMDB", {"8": (4.0, 6.0)}),
+    *_stores("stores", STORE),
+    *(each for slower_ms in SLOWER_MS for each in _stores(f"slower/{slower_ms}", slower(slower_ms))),
     *_many("curve/tcp", f"{STORE}, tcp with CURVE", "tcp without", {"8": (0.8, 0.8)}),
     *_many("threads/redis", THREADS, "redis-py and its pool", {"1": (1.5, 2.5)}),
     *_many("batches/redis", BATCHES, "a MULTI pipeline of 100", {"1": (1.6, 2.2), "4": (1.4, 2.0), "8": (1.3, 1.8)}),

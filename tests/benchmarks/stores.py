@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tests.benchmarks.systems import System
 
 BATCH = 100
+COUNTS = (1, 4, 8, 16)
 THREADS = 13  # those of one tower
 
 
@@ -36,7 +37,7 @@ def storing_batches(client: Batching) -> Callable[[], object]:
     return lambda: client.store_all([(records.new_uuid(), appointment()) for _ in range(BATCH)])
 
 
-def _over_redis(
+def over_redis(
     bench: Bench, work: Work, counts: Sequence[int], key: str, *beside: AbstractContextManager[System]
 ) -> Findings:
     """Compare rates with Redis's; ``key`` and the number of clients name the goal."""
@@ -49,6 +50,16 @@ def _over_redis(
     return found
 
 
+def over_embedded(bench: Bench, work: Work, key: str) -> Findings:
+    """Compare the rates of 8 processes with those of what they could embed; ``key`` and its name tell the goal."""
+    with dbmd(bench.folder / "dbmd") as ours:
+        others = {"sqlite": sqlite_full(bench.folder / "sqlite"), "lmdb": lmdb_default(bench.folder / "lmdb")}
+        found = interleave(bench, work, [ours, *others.values()], (8,))
+    for name, theirs in others.items():
+        _compare(found, ours, theirs, "8", f"{key}/{name}/8")
+    return found
+
+
 def _compare(found: Findings, ours: System, theirs: System, clients: str, key: str) -> None:
     mine, other = (rounds_of(found.series, system.name, clients) for system in (ours, theirs))
     found.numbers[key] = ratios(mine, other, lambda one: one.rate)
@@ -56,24 +67,19 @@ def _compare(found: Findings, ours: System, theirs: System, clients: str, key: s
 
 def stores(bench: Bench) -> Findings:
     """Durable stores from 1 to 16 processes, beside Redis and the least that Python can do."""
-    return _over_redis(bench, Work(goals.STORE, storing), (1, 4, 8, 16), "stores/redis", floor(bench.folder / "floor"))
+    return over_redis(bench, Work(goals.STORE, storing), COUNTS, "stores/redis", floor(bench.folder / "floor"))
 
 
 def embedded(bench: Bench) -> Findings:
     """Durable stores from 8 processes, beside what they could embed instead."""
-    with dbmd(bench.folder / "dbmd") as ours:
-        others = {"sqlite": sqlite_full(bench.folder / "sqlite"), "lmdb": lmdb_default(bench.folder / "lmdb")}
-        found = interleave(bench, Work(goals.STORE, storing), [ours, *others.values()], (8,))
-    for name, theirs in others.items():
-        _compare(found, ours, theirs, "8", f"stores/{name}/8")
-    return found
+    return over_embedded(bench, Work(goals.STORE, storing), "stores")
 
 
 def threads(bench: Bench) -> Findings:
     """Durable stores from the threads of one process on one client."""
-    return _over_redis(bench, Work(goals.THREADS, storing, threads=THREADS), (1,), "threads/redis")
+    return over_redis(bench, Work(goals.THREADS, storing, threads=THREADS), (1,), "threads/redis")
 
 
 def batches(bench: Bench) -> Findings:
     """Batches of 100 records from 1 to 8 processes."""
-    return _over_redis(bench, Work(goals.BATCHES, storing_batches, per_call=BATCH), (1, 4, 8), "batches/redis")
+    return over_redis(bench, Work(goals.BATCHES, storing_batches, per_call=BATCH), (1, 4, 8), "batches/redis")

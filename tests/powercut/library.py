@@ -75,17 +75,21 @@ def compiler() -> str | None:
     return shutil.which("gcc")
 
 
+def compiled(source: Path, library: str) -> str:
+    """Compile ``source`` into ``library``, to be preloaded; return its path."""
+    gcc = compiler()
+    assert gcc is not None
+    command = [gcc, "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-o", library, str(source)]
+    subprocess.run([*command, "-ldl", "-lpthread"], check=True, timeout=60)
+    return library
+
+
 @functools.cache
 def built() -> str:
     """Compile the library once per process, and return its path; it is removed with the process's other temporaries."""
-    gcc = compiler()
-    assert gcc is not None
     folder = tempfile.mkdtemp(prefix="cut-")
     _FOLDERS.append(folder)
-    library = f"{folder}/cut.so"
-    command = [gcc, "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-o", library, str(SOURCE)]
-    subprocess.run([*command, "-ldl", "-lpthread"], check=True, timeout=60)
-    return library
+    return compiled(SOURCE, f"{folder}/cut.so")
 
 
 _FOLDERS: list[str] = []
