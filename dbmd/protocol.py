@@ -379,7 +379,7 @@ def built(fields: Any) -> Message:  # noqa: ANN401 - whatever was unpacked
 
 def pack_body(operation: str, arguments: tuple[object, ...]) -> bytes:
     """Return the body of a request: the operation's name and its wire arguments."""
-    return pack((operation, arguments))
+    return msgpack.Packer().pack((operation, arguments))  # type: ignore[no-any-return]
 
 
 def unpack_body(body: bytes, items_max: int | None = None) -> tuple[str, tuple[object, ...]]:

@@ -25,7 +25,6 @@ frames, so a value between the two would be read here and refused there.
 
 # As numbers: `in` finds them by memchr. One begins every escape; the other ``json`` escapes, and orjson does not.
 BACKSLASH, DELETE = 0x5C, 0x7F
-_NAMES = frozenset({str})
 _SCALARS = frozenset({str, int, bool, type(None)})
 
 
@@ -36,10 +35,10 @@ def encode(value: object) -> bytes:
     Raises what ``json.dumps`` raises: ``TypeError`` for what JSON can not say, ``ValueError`` for a circular
     value, ``RecursionError`` for one nested too deep. NaN and the infinities are written, as there.
     """
-    return (_encode_flat(value) if type(value) is dict or type(value) is list else None) or json.dumps(value).encode()
+    return _encode_flat(value) or json.dumps(value).encode()
 
 
-def _encode_flat(value: dict[Any, Any] | list[Any]) -> bytes | None:
+def _encode_flat(value: Any) -> bytes | None:  # noqa: ANN401 - any JSON
     """
     Return a flat document, or a list, as ``json.dumps`` writes it, or ``None`` whenever that is in doubt.
 
@@ -48,16 +47,18 @@ def _encode_flat(value: dict[Any, Any] | list[Any]) -> bytes | None:
     its own, none stands in a string.
     """
     if type(value) is dict:
-        if not (_SCALARS.issuperset(map(type, value.values())) and _NAMES.issuperset(map(type, value))):
+        if not _SCALARS.issuperset(map(type, value.values())):
             return None
         spaces = 2 * len(value) - 1
-    else:
+    elif type(value) is list:
         if not _SCALARS.issuperset(map(type, value)):
             return None
         spaces = len(value) - 1
+    else:
+        return None
     try:
         text = orjson.dumps(value)
-    except TypeError:  # an integer beyond 64 bits, or a lone surrogate
+    except TypeError:  # a name that is not just a text, an integer beyond 64 bits, or a lone surrogate
         return None
     if not text.isascii() or BACKSLASH in text or DELETE in text:
         return None
