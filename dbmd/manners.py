@@ -8,7 +8,7 @@ logged; here that is obeyed, once for all operations.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 from dbmd.identities import shown
 from dbmd.paging import CorruptRecordError, Received
@@ -25,18 +25,8 @@ RAISES: Final = object()
 DONE: Final = int(Outcome.DONE)
 
 
-class Result(NamedTuple):
-    """What a channel brings back: done or refused, with its payload, and whose which request it was."""
-
-    outcome: int
-    payload: Any
-    client: bytes
-    number: str
-
-    @property
-    def identity(self) -> str:
-        """Return the request's identity as both sides log it."""
-        return f"{shown(self.client)}-{self.number}"
+Result: TypeAlias = tuple[int, Any, bytes, int | str]
+"""What a channel brings back, bare: done or refused, with its payload, and whose which request it was."""
 
 
 class Channel(Protocol):
@@ -117,23 +107,26 @@ class Operation:
     def _finish(
         self, channel: Channel, logger: Logger, arguments: tuple[Any, ...], wire: tuple[Any, ...], result: Result
     ) -> Any:  # noqa: ANN401
-        if result.outcome != DONE:
-            if result.payload[0] == Code.PRECONDITION:
-                self._log(
-                    logger, self.refused_level or "error", f"{self.name} refused: {result.payload[1]}", wire, result
-                )
+        outcome, payload, _, _ = result
+        if outcome != DONE:
+            if payload[0] == Code.PRECONDITION:
+                self._log(logger, self.refused_level or "error", f"{self.name} refused: {payload[1]}", wire, result)
                 return None
             raise channel.refuse(self, result)
         if self.writes:
             if self.says:
-                self._log(logger, "info", self.says, wire, result)
+                heard = getattr(
+                    type(logger), "heard", None
+                )  # of its class: one of structlog's would be made anew for it
+                if heard is None or heard(logger):
+                    self._log(logger, "info", self.says, wire, result)
             return self.returns
-        if result.payload is None:
+        if payload is None:
             if self.missing_level:
                 self._log(logger, self.missing_level, f"{self.verb.keyspace.name}: no such record", wire, result)
             return None
         try:
-            return self.verb.decode(result.payload, arguments)
+            return self.verb.decode(payload, arguments)
         except ValueError as error:
             key = self.verb.key(wire[0] if wire else b"")
             if self.corrupt is RAISES:
@@ -145,9 +138,10 @@ class Operation:
     def _log(self, logger: Logger, level: str, event: str, wire: tuple[Any, ...], result: Result | None = None) -> None:
         """Emit one line for each subject, with the request's identity so that it joins up with the daemon's."""
         emit = logger.info if level == "info" else logger.error
-        subject = self.verb.keyspace.subject
         if result is None:
             emit(event)
             return
+        _, _, client, number = result
+        identity, subject = f"{shown(client)}-{number!s}", self.verb.keyspace.subject
         for each in self.verb.subjects(wire):
-            emit(event, identity=result.identity, **{subject: each.decode(errors="backslashreplace")})
+            emit(event, identity=identity, **{subject: each.decode(errors="backslashreplace")})

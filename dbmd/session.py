@@ -21,12 +21,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dbmd.protocol import Code, Command, Commands, Outcome, Reply
-from dbmd.shapes import new
+from dbmd.protocol import Code, Outcome, Reply
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from dbmd.frequent import CommandFields, CommandsFields, ReplyFields
     from dbmd.protocol import Welcome
 
 # A refusal that holds for every copy alike, whether recorded or not.
@@ -34,16 +34,25 @@ _FINAL_UNRECORDED = frozenset({Code.DEADLINE, Code.EXPIRED, Code.IDENTITY})
 DONE, EXPIRED = int(Outcome.DONE), int(Outcome.EXPIRED)
 COMMAND_OVERHEAD_BYTES = 64  # number, attempt, deadline and msgpack's own bytes, rounded up
 CLOCK_JUMP_MS = 60_000  # a daemon's clock that moved further against ours was started again with its machine
+FOR_EVER = range(-(1 << 62), 1 << 62)
 
 
 class Call:
     """One command, from its number to its outcome. ``waiter`` is the driver's."""
 
-    birth = attempt = 0
-    daemon_deadline_ms: int | None = None
-    sent_ms: int | None = None
-    waited_for = True
-    reply: Reply | None = None
+    __slots__ = (
+        "attempt",
+        "birth",
+        "body",
+        "client",
+        "daemon_deadline_ms",
+        "deadline_ms",
+        "number",
+        "reply",
+        "sent_ms",
+        "waited_for",
+        "waiter",
+    )
 
     def __init__(self, client: bytes, number: int, body: bytes, deadline_ms: int, waiter: Any) -> None:  # noqa: ANN401
         self.client = client
@@ -51,6 +60,11 @@ class Call:
         self.body = body
         self.deadline_ms = deadline_ms
         self.waiter = waiter
+        self.birth = self.attempt = 0
+        self.daemon_deadline_ms: int | None = None
+        self.sent_ms: int | None = None
+        self.waited_for = True
+        self.reply: ReplyFields | None = None
 
     @property
     def identity(self) -> str:
@@ -68,11 +82,11 @@ class Session:
         self._window = 1
         self._expiry_ms = 0
         self._clock_offset_ms = 0
-        self._uptime_offset_ms = 0
         self._next = 1
         self._calls: dict[int, Call] = {}
         self.unsent: dict[int, Call] = {}  # what is due to be sent
         self._told_unknown = False
+        self.fresh = FOR_EVER  # when, by the client's clock, its id need not be renewed: any thread may look
 
     @property
     def floor(self) -> int:
@@ -91,11 +105,11 @@ class Session:
 
     def begin(self, body: bytes, deadline_ms: int, waiter: Any) -> Call | None:  # noqa: ANN401
         """Give a command its number, or return ``None`` while the window is full of calls that somebody waits for."""
-        if self._next >= self.floor + self._window and not self._make_room():
+        number = self._next
+        if self._calls and number >= self.floor + self._window and not self._make_room():
             return None
-        call = Call(self.client, self._next, body, deadline_ms, waiter)
-        self._next += 1
-        self._calls[call.number] = self.unsent[call.number] = call
+        self._next = number + 1
+        self._calls[number] = self.unsent[number] = call = Call(self.client, number, body, deadline_ms, waiter)
         return call
 
     def _make_room(self) -> bool:
@@ -118,7 +132,7 @@ class Session:
             for call in self._calls.values():
                 call.daemon_deadline_ms = None
         self._clock_offset_ms = offset
-        self._uptime_offset_ms = welcome.uptime_ms - now_ms
+        self._date(welcome.uptime_ms - now_ms)
         self.lost()
 
     def timed(self, welcome: Welcome, now_ms: int) -> None:
@@ -134,7 +148,19 @@ class Session:
                 call.daemon_deadline_ms = None
         if offset > self._clock_offset_ms:
             self._clock_offset_ms = offset
-            self._uptime_offset_ms = welcome.uptime_ms - now_ms
+            self._date(welcome.uptime_ms - now_ms)
+
+    def _date(self, uptime_offset_ms: int) -> None:
+        """
+        Learn the daemon's uptime, and with it how long the id is fresh: for half the expiry.
+
+        A birth ahead of the uptime is another database's, or of a run whose last hour was lost.
+        """
+        if self.birth is None or not self._expiry_ms:
+            self.fresh = FOR_EVER
+        else:
+            born_ms, half_ms = self.birth - uptime_offset_ms, self._expiry_ms // 2
+            self.fresh = range(born_ms - half_ms, born_ms + half_ms + 1)
 
     def lost(self) -> None:
         """Take note that the connection is gone: what has no outcome and is waited for goes out again."""
@@ -149,42 +175,51 @@ class Session:
                 self.unsent[call.number] = call
         return bool(self.unsent)
 
-    def frame(self, now_ms: int, bytes_max: int) -> Commands | None:
-        """Return what is to be sent now, each as its next attempt: one command, or as many as ``bytes_max`` holds."""
-        if not self.unsent or self.birth is None:
+    def frame(self, now_ms: int, bytes_max: int) -> CommandsFields | None:
+        """
+        Return the fields of ``Commands`` to be sent now: one command, or as many as ``bytes_max`` holds.
+
+        Each is sent as its next attempt.
+        """
+        unsent, birth = self.unsent, self.birth
+        if not unsent or birth is None:
             return None
-        commands: list[Command] = []
-        room, birth = bytes_max, self.birth
-        for call in [*self.unsent.values()]:
-            room -= len(call.body) + COMMAND_OVERHEAD_BYTES
+        commands: list[CommandFields] = []
+        room = bytes_max
+        for call in [*unsent.values()]:
+            number, body = call.number, call.body
+            room -= len(body) + COMMAND_OVERHEAD_BYTES
             if room < 0 and commands:
                 break
-            del self.unsent[call.number]
+            del unsent[number]
             call.attempt += 1
             call.birth = birth
             call.sent_ms = now_ms
             if call.daemon_deadline_ms is None:
                 # Told once: every copy carries the same deadline, so that one passed bars them all.
                 call.daemon_deadline_ms = max(0, call.deadline_ms + self._clock_offset_ms)
-            commands.append(new(Command, (call.number, call.attempt, call.daemon_deadline_ms, call.body)))
-        return new(Commands, (self.client, birth, self.floor, commands))
+            commands.append((number, call.attempt, call.daemon_deadline_ms, body))
+        return self.client, birth, next(iter(self._calls)), commands
 
-    def reply(self, client: bytes, reply: Reply) -> Call | None:
+    def reply(self, client: bytes, reply: ReplyFields) -> Call | None:
         """Take a reply; return the call that it settles, if it does."""
-        call = self._calls.get(reply.number) if client == self.client else None
-        if call is None:
+        number, attempt, outcome, recorded, payload, _ = reply
+        call = self._calls.get(number)
+        if call is None or client != self.client:
             return None
-        if not reply.recorded and reply.outcome != DONE:
-            if reply.attempt < call.attempt:
-                return None
-            if call.attempt > 1 and reply.payload[0] not in _FINAL_UNRECORDED:
-                return None
+        if outcome != DONE:
+            if not recorded:
+                if attempt < call.attempt:
+                    return None
+                if call.attempt > 1 and payload[0] not in _FINAL_UNRECORDED:
+                    return None
+            if outcome == EXPIRED and call.attempt > 1:
+                self._told_unknown = True
         call.reply = reply
         if not call.waited_for:
             return None  # it keeps its place, and so its record, until ``outcome`` asks
-        if reply.outcome == EXPIRED and call.attempt > 1:
-            self._told_unknown = True
-        self._drop(call)
+        del self._calls[number]
+        self.unsent.pop(number, None)
         return call
 
     def give_up(self, call: Call) -> bool:
@@ -212,7 +247,7 @@ class Session:
         if call is None or call.waited_for or call.reply is None:
             return None
         self._drop(call)
-        return call.reply
+        return Reply._make(call.reply)
 
     def settled(self, number: int) -> None:
         """Let go of an unknown whose outcome the daemon has told; the floor may rise."""
@@ -220,20 +255,13 @@ class Session:
         if call is not None and not call.waited_for:
             self._drop(call)
 
-    def aged(self, now_ms: int) -> bool:
-        """Say whether the id is to be renewed; any thread may ask, without the driver's lock."""
-        birth = self.birth  # asked once: another thread may renew it
-        if birth is None or not self._expiry_ms:
-            return False
-        # A birth ahead of the uptime is another database's, or of a run whose last hour was lost.
-        return abs(now_ms + self._uptime_offset_ms - birth) > self._expiry_ms // 2
-
     def renew(self, now_ms: int) -> bool:
         """Take a new id after half the expiry, when nobody waits for anything; the driver says hello again."""
-        if not self.aged(now_ms) or any(call.waited_for for call in [*self._calls.values()]):
+        if now_ms in self.fresh or any(call.waited_for for call in [*self._calls.values()]):
             return False
         self.client = self._new_id()
         self.birth = None
+        self.fresh = FOR_EVER
         self._next = 1
         self._calls.clear()
         self.unsent.clear()

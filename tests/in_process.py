@@ -12,7 +12,6 @@ from dbmd.access import OPERATOR, Grant
 from dbmd.commit import GroupCommit
 from dbmd.effects import Count, Get, Scan
 from dbmd.limits import Limits
-from dbmd.manners import Result
 from dbmd.paging import Paging, Received
 from dbmd.protocol import Command, Commands, Credit, Outcome, Page, Reply
 from dbmd_client import AppointmentsDBM, errors
@@ -21,7 +20,7 @@ from dbmd_client.endings import refusal
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from dbmd.manners import Operation
+    from dbmd.manners import Operation, Result
     from dbmd.storage import Committer
 
 GRANT = Grant("uid:1", OPERATOR)
@@ -72,19 +71,19 @@ class InProcess:
             told = self.core.committed()[0]
         reply = told.answer
         assert isinstance(reply, Reply)
-        return Result(reply.outcome, reply.payload, self.client, str(self._number))
+        return reply.outcome, reply.payload, self.client, self._number
 
     def _query(self, operation: Operation, body: bytes) -> Result:
         name, arguments = protocol.unpack_body(body)
         question = operation.verb.effect(arguments, self.limits)
         assert name == operation.name
         if isinstance(question, Get):
-            return Result(Outcome.DONE, question.evaluate(self.store), self.client, "q1")
+            return Outcome.DONE, question.evaluate(self.store), self.client, "q1"
         assert isinstance(question, Count)
         self.paging.open("me", 0, question, self.store.snapshot(), 1, 0, self._now())
         while (send := self.paging.step()) is None:
             continue
-        return Result(Outcome.DONE, send.message.answers[0].payload, self.client, "q1")  # type: ignore[union-attr]
+        return Outcome.DONE, send.message.answers[0].payload, self.client, "q1"  # type: ignore[union-attr]
 
     def pages(self, operation: Operation, arguments: tuple[object, ...], *, again: bool) -> Iterator[Received | None]:  # noqa: ARG002
         """Carry a scan, a page at a time, through the wire's own codec."""
@@ -115,7 +114,7 @@ class InProcess:
 
     def refuse(self, operation: Operation, result: Result) -> Exception:
         """Return the client's own exception."""
-        code, text = result.payload
+        code, text = result[1]
         return refusal(f"{operation.name}: {text}", code)
 
     def outcome(self, identity: str) -> tuple[str, Any]:

@@ -96,16 +96,16 @@ def test_what_was_answered_was_called_never_sent(
     strikes: Callable[[Link], None], daemon: DaemonProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A call that was answered is done, though its link fails before its thread has taken the answer."""
-    leave = Link._leave
+    hand_over = Link._hand_over
 
     def late(link: Link, waiter: Waiter) -> None:
         with link.lock:
             strikes(link)
-        leave(link, waiter)
+        hand_over(link, waiter)
 
     with AppointmentsDBM(daemon.endpoint) as manager:
         assert manager.delete_watcher_appointment("answered")
-        monkeypatch.setattr(Link, "_leave", late)
+        monkeypatch.setattr(Link, "_hand_over", late)
         assert manager.store_watcher_appointment("answered", {"n": 1})
         monkeypatch.undo()
 
@@ -275,7 +275,7 @@ def test_a_call_that_is_interrupted_leaves_nothing_behind(manager: AppointmentsD
     """Where a handler raises while a call is being sent, no waiter stays that would be handed the lead in vain."""
     link = manager._channel._writer  # type: ignore[attr-defined]
 
-    def interrupted(**_: object) -> None:
+    def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
     link.pump = interrupted

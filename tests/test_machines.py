@@ -28,7 +28,20 @@ from dbmd.engines.leveldb import LevelDB
 from dbmd.keyspaces import ENTRIES, RESERVED
 from dbmd.limits import KIB, Limits
 from dbmd.paging import Paging, Received
-from dbmd.protocol import Code, Commands, Goodbye, Hello, Outcome, Page, Replies, Reply, Settle, Settled, Welcome
+from dbmd.protocol import (
+    Code,
+    Command,
+    Commands,
+    Goodbye,
+    Hello,
+    Outcome,
+    Page,
+    Replies,
+    Reply,
+    Settle,
+    Settled,
+    Welcome,
+)
 from dbmd.session import Call, Session
 from dbmd.storage import MemoryStore, Range
 
@@ -225,7 +238,7 @@ class World(RuleBasedStateMachine):
 
     def ended(self, client: Client, call: Call) -> None:
         """Check what a caller is told."""
-        identity, reply = (client.session.client, call.number), call.reply
+        identity, reply = (client.session.client, call.number), call.reply and Reply._make(call.reply)
         assert reply is not None
         if reply.recorded or reply.outcome == Outcome.DONE:
             self.check(identity, reply)
@@ -285,7 +298,8 @@ class World(RuleBasedStateMachine):
         if client.greeted_by is not None:
             frame = client.session.frame(self.now_ms, 10_000)
             if frame is not None:
-                connection.post(frame)
+                whose, birth, floor, commands = frame
+                connection.post(Commands(whose, birth, floor, list(map(Command._make, commands))))
 
     def reconnect(self, client: Client) -> None:
         """Make the connection anew; the old one's requests may still arrive."""

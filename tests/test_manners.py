@@ -171,7 +171,7 @@ def test_a_key_that_is_no_text_is_logged_in_escapes(caller: Caller) -> None:
     operation = REGISTRY["load_watcher_appointment"]
     wire = (b"\xffa",)
     found = caller.channel.request(operation, wire)
-    assert found.payload is None
+    assert found[1] is None
     operation._finish(caller.channel, caller.logger, wire, wire, found)
     assert caller.said() == [("error", "appointments: no such record", "uuid=\\xffa")]
 

@@ -6,7 +6,7 @@ from itertools import count
 
 import pytest
 
-from dbmd.protocol import Code, Command, Outcome, Reply, Welcome
+from dbmd.protocol import Code, Command, Commands, Outcome, Reply, Welcome
 from dbmd.session import CLOCK_JUMP_MS, COMMAND_OVERHEAD_BYTES, Call, Session
 
 ROOM = 1_000_000
@@ -35,9 +35,18 @@ def begin(made: Session, body: bytes = b"body", deadline_ms: int = DEADLINE_MS) 
     return call
 
 
+def framed(made: Session, now_ms: int = 0, room: int = ROOM) -> Commands | None:
+    """Return the frame that goes out now."""
+    fields = made.frame(now_ms, room)
+    if fields is None:
+        return None
+    client, birth, floor, commands = fields
+    return Commands(client, birth, floor, list(map(Command._make, commands)))
+
+
 def sent(made: Session, now_ms: int = 0) -> list[Command]:
     """Return the commands that go out now."""
-    frame = made.frame(now_ms, ROOM)
+    frame = framed(made, now_ms)
     return [] if frame is None else frame.commands
 
 
@@ -71,7 +80,7 @@ def test_nothing_is_sent_before_the_first_welcome() -> None:
     assert made.frame(0, ROOM) is None
     assert made.unsent
     made.greeted(welcome(uptime_ms=77), 0)
-    frame = made.frame(0, ROOM)
+    frame = framed(made)
     assert frame is not None
     assert (frame.client, frame.birth, frame.floor) == (b"x" * 16, 77, 1)
     assert made.frame(0, ROOM) is None
@@ -113,13 +122,13 @@ def test_a_frame_holds_one_command_or_as_many_as_fit() -> None:
     for _ in range(3):
         begin(made, b"x" * 100)
     each = 100 + COMMAND_OVERHEAD_BYTES
-    first = made.frame(0, 2 * each)
-    second = made.frame(0, 2 * each)
+    first = framed(made, 0, 2 * each)
+    second = framed(made, 0, 2 * each)
     assert first is not None
     assert second is not None
     assert [len(first.commands), len(second.commands)] == [2, 1]
     made.lost()
-    alone = made.frame(0, 1)
+    alone = framed(made, 0, 1)
     assert alone is not None
     assert [command.number for command in alone.commands] == [1]
 
@@ -303,7 +312,7 @@ def test_an_outcome_expired_that_was_asked_for_while_another_command_was_sent() 
     call = unknown(made)
     assert made.settle(call.number) is None
     begin(made)
-    frame = made.frame(0, ROOM)
+    frame = framed(made)
     assert frame is not None
     assert frame.floor == call.number
     made.settled(call.number)
@@ -400,20 +409,18 @@ def test_a_daemon_that_tells_no_expiry_is_never_left() -> None:
     assert not made.renew(10**12)
 
 
-def test_a_thread_failed_where_another_took_a_new_id_meanwhile() -> None:
-    """Any thread asks whether the id is old, while another renews it."""
-    made = session()
-
-    class Offset(int):
-        """A clock's offset behind which the id is renewed."""
-
-        def __radd__(self, other: int) -> int:
-            made.birth = None
-            return other + int(self)
-
-    made._uptime_offset_ms = Offset(made._uptime_offset_ms)
-    assert made.aged(50_001)
-    assert not made.aged(50_001)
+def test_an_id_is_fresh_for_half_the_expiry() -> None:
+    """Whoever looks at what is fresh, meanwhile renewed by another thread or not, finds one instant's bounds."""
+    made = Session(lambda: b"x" * 16)
+    assert 10**12 in made.fresh
+    made.greeted(welcome(uptime_ms=0), 0)
+    assert 50_000 in made.fresh
+    assert 50_001 not in made.fresh
+    made.timed(welcome(uptime_ms=10_000, clock_ms=10_000), 0)
+    assert 40_000 in made.fresh
+    assert 40_001 not in made.fresh
+    assert made.renew(40_001)
+    assert 10**12 in made.fresh
 
 
 def test_looking_for_the_overdue_failed_where_a_handlers_call_came_in_the_middle() -> None:

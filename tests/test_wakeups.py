@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from dbmd import frequent
+from dbmd import protocol
 from dbmd.protocol import Page
 from dbmd_client import AppointmentsDBM, UnknownOutcomeError
 from dbmd_client.link import LEADER_MS, PROBE_MS, Link
@@ -45,17 +45,17 @@ def test_the_rest_of_an_interrupted_page_was_read_as_a_message(
     """Where a handler raises between the two frames of a page, no other thread's scan is told of nonsense."""
     link: Link = manager._channel._links["scans"]  # type: ignore[attr-defined]
     other = Waiter()
-    decode = frequent.decode
+    built = protocol.built
     struck: list[Page] = []
 
-    def interrupted(frame: bytes) -> Any:  # noqa: ANN401
-        message = decode(frame)
+    def interrupted(fields: Any) -> Any:  # noqa: ANN401
+        message = built(fields)
         if isinstance(message, Page) and not struck:
             struck.append(message)
             raise KeyboardInterrupt
         return message
 
-    monkeypatch.setattr(frequent, "decode", interrupted)
+    monkeypatch.setattr(protocol, "built", interrupted)
     link._waiters[other] = None
     with pytest.raises(KeyboardInterrupt):
         list(manager.db.iterator())
@@ -112,7 +112,7 @@ def test_the_lead_was_lost_where_handing_it_over_was_interrupted(
     link: Link = manager._channel._links["points"]  # type: ignore[attr-defined]
     manager.load_entry("k0000")
     queued = Queued(link)
-    monkeypatch.setattr(queued.heir, "ring", Struck(queued.heir.ring, before=True))
+    monkeypatch.setattr(Waiter, "ring", Struck(queued.heir.ring, before=True))
     with pytest.raises(KeyboardInterrupt), link.lock:
         link._leave(queued.leader)
     assert link._leader is queued.leader
@@ -129,10 +129,14 @@ def test_who_was_answered_left_with_the_lead_that_it_was_handed(manager: Appoint
         """A waiter that is told, and whose leader has left, at the very moment that it is asked whether it is."""
 
         @property
-        def done(self) -> bool:  # type: ignore[override]
+        def done(self) -> bool:
             """Say that it is."""
             link._leader = None
             return True
+
+        @done.setter
+        def done(self, value: bool) -> None:
+            """Leave it at that."""
 
     queued = Queued(link)
     link._leave(Told())
@@ -150,8 +154,9 @@ def test_a_leader_slept_on_what_its_predecessor_had_taken_in(
     monkeypatch.setattr(os, "eventfd_write", lambda *written: woken.append(written[1]))
     old, new = Waiter(), Waiter()
 
-    def takes_in(*_: object) -> None:
+    def takes_in(*_: object) -> bool:
         new.finish(None)
+        return True
 
     def succeeded(_timeout: int) -> list[tuple[int, int]]:
         link._leader = new
@@ -159,8 +164,8 @@ def test_a_leader_slept_on_what_its_predecessor_had_taken_in(
 
     link._leader = old
     link._poll = type("Poll", (), {"poll": staticmethod(succeeded)})()
-    monkeypatch.setattr(link, "_exchange", takes_in)
-    link._lead(old, 1 << 62)
+    monkeypatch.setattr(link, "_receive", takes_in)
+    link._lead(old, 1 << 62, 0)
     assert woken
     monkeypatch.undo()
     link._leader = None
@@ -231,14 +236,18 @@ class Struck:
         return result
 
 
+@pytest.mark.parametrize("leaves", ["_leave", "_hand_over"])
 def test_a_waiter_stayed_where_leaving_was_interrupted(
-    manager: AppointmentsDBM, monkeypatch: pytest.MonkeyPatch
+    leaves: str, manager: AppointmentsDBM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A handler that raises while its thread waits to leave leaves no waiter behind."""
+    """A handler that raises while its thread waits to leave, or hands over, leaves no waiter behind."""
     link: Link = manager._channel._links["points"]  # type: ignore[attr-defined]
-    monkeypatch.setattr(link, "_leave", Struck(link._leave, before=True))
+    manager.load_entry("k0000")
+    answered = Waiter()
+    answered.finish(None)
+    monkeypatch.setattr(link, leaves, Struck(getattr(link, leaves), before=True))
     with pytest.raises(KeyboardInterrupt):
-        manager.load_entry("k0000")
+        assert link.wait(answered, 1 << 62) if leaves == "_leave" else manager.load_entry("k0000")
     assert not link._waiters
     assert link._leader is None
 

@@ -16,11 +16,9 @@ from dbmd import protocol
 from dbmd.effects import RefusedError as Refused
 from dbmd.effects import Scan
 from dbmd.limits import Limits
-from dbmd.manners import Result
 from dbmd.paging import received
-from dbmd.protocol import Answer, Code, Credit, Error, Goodbye, Outcome, Page, ProtocolError, Settle, Settled
+from dbmd.protocol import Code, Credit, Error, Goodbye, Outcome, Page, ProtocolError, Settle, Settled
 from dbmd.session import Call
-from dbmd.shapes import new
 from dbmd_client import errors
 from dbmd_client.dialling import describe_process
 from dbmd_client.endings import Patience, cause, failure, refusal, told
@@ -33,7 +31,7 @@ from dbmd_client.waiting import Waiter, now_ms
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from dbmd.manners import Operation
+    from dbmd.manners import Operation, Result
     from dbmd.paging import Received
     from dbmd.protocol import Welcome
     from dbmd_client.opening import Opening
@@ -76,11 +74,11 @@ class Channel:
         except errors.OpenError:
             self._writer.close()
             raise
-        self._links = {
-            "writer": self._writer,
-            "points": Link(points, client, process, self._points, self._opening.keys),
-            "scans": Link(scans, client, process, self._scans, self._opening.keys),
+        self._readers = {
+            "points": (Link(points, client, process, self._points, self._opening.keys), self._points),
+            "scans": (Link(scans, client, process, self._scans, self._opening.keys), self._scans),
         }
+        self._links = {"writer": self._writer} | {role: link for role, (link, _) in self._readers.items()}
 
     def _unreachable(self) -> NoReturn:
         refused = self._writer.refusal
@@ -123,12 +121,12 @@ class Channel:
 
     def request(self, operation: Operation, arguments: tuple[object, ...]) -> Result:
         """Carry one command or query to its end; raises one of ``errors.py``."""
-        deadline_ms = self._deadline_ms()
-        body = self._body(operation, arguments)
+        body, now = self._body(operation, arguments), now_ms()
+        deadline_ms = now + int(self.timeout_s * 1000)
         if operation.writes:
-            return self._command(operation, body, deadline_ms)
+            return self._command(operation, body, now, deadline_ms)
         try:
-            return self._query(operation, body, deadline_ms)
+            return self._query(operation, body, deadline_ms, now)
         except errors.BusyError:
             patience = Patience(now_ms, deadline_ms)
             if not patience.wait():
@@ -152,24 +150,29 @@ class Channel:
 
     def refuse(self, operation: Operation, result: Result) -> Exception:
         """Return the exception for a refusal that the caller must see."""
-        code, text = result.payload
+        _, (code, text), _, _ = result
         return refusal(f"{operation.name} at {self.endpoint}: {text}", code)
 
-    def _command(self, operation: Operation, body: bytes, deadline_ms: int) -> Result:
+    def _command(self, operation: Operation, body: bytes, now: int, deadline_ms: int) -> Result:
         commands, link = self._commands, self._writer
         call, waiter = None, Waiter()
-        if commands.session.aged(now_ms()):
+        if now not in commands.session.fresh:
             self._renew()
         try:
             commands.queue.append((body, deadline_ms, waiter))
-            self._await(link, waiter, deadline_ms)
+            if not link.wait(waiter, deadline_ms, now):
+                self._persist(link, waiter, deadline_ms)
         finally:
             # Also when a signal handler raised: nobody waits any more, so nothing is sent again for it.
             if type(waiter.value) is not Call:
                 with link.lock:
                     call = commands.forsake(waiter)
-        if type(waiter.value) is Call:
-            return self._ended(operation, waiter.value)
+        ended = waiter.value
+        if type(ended) is Call:
+            _, _, outcome, _, payload, _ = ended.reply  # type: ignore[misc]  # a settled call has one
+            if outcome in ANSWERED:
+                return outcome, payload, ended.client, ended.number
+            raise self._ended(operation, ended, outcome, payload)
         where = f"{operation.name} at {self.endpoint}"
         why, code = cause(waiter.value) if waiter.done else self._late(link, "no final answer")
         if call is None:
@@ -187,45 +190,43 @@ class Channel:
             renewed = session.renew(now_ms())
             if renewed:
                 link.greet_again(session.client)
-        for reader in (self._links["points"], self._links["scans"]) if renewed else ():
+        for reader, _ in self._readers.values() if renewed else ():
             reader.go_on_as(session.client)
 
-    def _ended(self, operation: Operation, call: Call) -> Result:
-        reply = call.reply
-        assert reply is not None  # noqa: S101 - a settled call has one
-        if reply.outcome in ANSWERED:
-            return new(Result, (reply.outcome, reply.payload, call.client, str(call.number)))
+    def _ended(self, operation: Operation, call: Call, outcome: int, payload: tuple[str, str]) -> errors.DbmdError:
+        """Return what to raise where a command was answered, and neither done nor refused."""
         where = f"{operation.name} at {self.endpoint}"
-        code, text = reply.payload
-        if reply.outcome == Outcome.EXPIRED and call.attempt > 1:
+        code, text = payload
+        if outcome == Outcome.EXPIRED and call.attempt > 1:
             message = f"{where}: {text}; it may have happened, and nobody knows any more"
-            raise errors.UnknownOutcomeError(message, call.identity)
-        raise failure(f"{where}: {text}; it did not happen", code)
+            return errors.UnknownOutcomeError(message, call.identity)
+        return failure(f"{where}: {text}; it did not happen", code)
 
-    def _query(self, operation: Operation, body: bytes, deadline_ms: int) -> Result:
+    def _query(self, operation: Operation, body: bytes, deadline_ms: int, now: int = 0) -> Result:
         role = operation.verb.role
-        link, asked = self._links[role], self._points if role == "points" else self._scans
+        link, asked = self._readers[role]
         tag, waiter = 0, Waiter()
         try:
             tag = asked.query(body, deadline_ms, waiter)
-            self._await(link, waiter, deadline_ms)
+            if not link.wait(waiter, deadline_ms, now):
+                self._persist(link, waiter, deadline_ms)
         finally:
             asked.queries.pop(tag, None)
         answer = waiter.value
-        if type(answer) is Answer:
-            _, outcome, payload = answer
-            if outcome == REFUSED or (outcome == DONE and type(payload) in operation.verb.payloads):
-                return new(Result, (outcome, payload, self._commands.session.client, f"{role[0]}{tag}"))
-        where = f"{operation.name} at {self.endpoint}"
-        if answer is None or isinstance(answer, Error):  # and not whether it is done: an answer may come only now
+        if answer is None or type(answer) is Error:  # and not whether it is done: an answer may come only now
+            where = f"{operation.name} at {self.endpoint}"
             if answer is not None and answer.code == Code.MALFORMED:
                 raise failure(f"{where}: {answer.text}; nothing was changed", Code.MALFORMED)
             why, why_code = self._late(link, "no answer") if answer is None else cause(answer)
             raise failure(f"{where}: {why}; nothing was changed", why_code)
-        if answer.outcome == DONE:
-            found = type(answer.payload).__name__
+        _, outcome, payload = answer
+        if (outcome == DONE and type(payload) in operation.verb.payloads) or outcome == REFUSED:
+            return outcome, payload, self._commands.session.client, f"{role[0]}{tag}"
+        where = f"{operation.name} at {self.endpoint}"
+        if outcome == DONE:
+            found = type(payload).__name__
             raise failure(f"{where}: the daemon answered with {found}; nothing was changed", Code.MALFORMED)
-        code, text = answer.payload
+        code, text = payload
         raise failure(f"{where}: {text}", code)
 
     def pages(self, operation: Operation, arguments: tuple[object, ...], *, again: bool) -> Iterator[Received | None]:
@@ -338,21 +339,25 @@ class Channel:
     # --- Keeping the links alive ---
 
     def _await(self, link: Link, waiter: Waiter, deadline_ms: int) -> bool:
+        """Wait for what settles a call; ``False`` says that its deadline passed."""
+        return link.wait(waiter, deadline_ms) or self._persist(link, waiter, deadline_ms)
+
+    def _persist(self, link: Link, waiter: Waiter, deadline_ms: int) -> bool:
         """
-        Wait for what settles a call; ``False`` says that its deadline passed.
+        Look after a daemon that is silent, and wait on; ``False`` says that the deadline passed.
 
         A daemon that cannot be started again ends no call with ``OpenError``: what was sent may have happened.
         """
-        while not link.wait(waiter, deadline_ms):
-            if now_ms() >= deadline_ms:
-                return waiter.done
+        while now_ms() < deadline_ms:
             try:
                 self._look_after(link, deadline_ms)
             except errors.OpenError as error:
                 with link.lock:
                     if not waiter.done and (error.kind in LASTING or now_ms() >= deadline_ms):
                         waiter.finish(Error(error.kind, str(error)))
-        return True
+            if link.wait(waiter, deadline_ms):
+                return True
+        return waiter.done
 
     def _look_after(self, link: Link, deadline_ms: int) -> None:
         """

@@ -27,7 +27,7 @@ import zmq
 from zmq import zmq_poll
 from zmq.backend import Socket as Backend
 
-from dbmd import frequent, protocol
+from dbmd import protocol
 from dbmd.protocol import Code, Error, Hello, Page, ProtocolError, Welcome
 from dbmd_client.dialling import Dialling
 from dbmd_client.waiting import now_ms
@@ -58,7 +58,7 @@ class Link:
         self.closed = False
         self.client = client
         self._process = process
-        self._traffic = traffic
+        self._traffic, self._usual = traffic, traffic.usual
         self._dialling = Dialling(keys)
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._woken = (self._wake, select.POLLIN)
@@ -128,70 +128,87 @@ class Link:
             self._send(self._socket, frame)
             self.pump()  # a send takes the descriptor's signal away from whoever sleeps on it
 
-    def pump(self, *, leading: bool = False, come: bool = False) -> None:
-        """Send what is due and take in what has come, or seems to; a leader that is ``leading`` is awake."""
-        if self.closed:
+    def pump(self, now: int = 0, leading: Waiter | None = None, come: int = 0) -> None:
+        """Send what is due and take in what has ``come``, or may have; who is ``leading`` is awake."""
+        if self.closed or self._pumping:
+            self._beside()
             return
-        if self._pumping:
-            raise RuntimeError("a signal handler may close a database in the middle of its calls, and not call it")
         self._pumping = True
         try:
-            self._exchange(self._socket or self._connect(), now_ms(), come)
+            socket = self._socket or self._connect()
+            # Whom the descriptor woke need not ask whether anything has come: next to never it tells of something else.
+            if not (come and self._receive(socket, now)):
+                self._exchange(socket, now or now_ms())
         except zmq.ZMQError:
             if not self.closed:  # else a signal handler closed it
                 raise
         finally:
             self._pumping = False
         leader = self._leader
-        if not leading and leader is not None and leader.done:
+        if leader is not leading and leader is not None and leader.done:
             os.eventfd_write(self._wake, 1)
 
-    def _exchange(self, socket: zmq.Socket[bytes], now: int, come: bool) -> None:  # noqa: FBT001 - by every call, twice
+    def _beside(self) -> None:
+        """Do what is left to do where nothing can be sent: it is closed, or this very thread is about to send."""
+        if not self.closed:
+            raise RuntimeError("a signal handler may close a database in the middle of its calls, and not call it")
+        for waiter in [*self._waiters]:
+            waiter.finish(CLOSED)
+
+    def _exchange(self, socket: zmq.Socket[bytes], now: int) -> None:
         traffic = self._traffic
         while True:
             greeted = self.greeting
             if greeted:
                 for frame in traffic.outgoing(now):
-                    self._send(socket, frame)
-            # Asked, because an Again costs ten times as much; and so, because EVENTS costs four times as much. Whom the
-            # descriptor woke need not ask: next to never it tells of something else.
-            while come or zmq_poll(self._inbox, 0):
-                come = False
-                self._receive(socket, now)
-                if len(self._waiters) == 1 and self._leader is not None and self._leader.done:
-                    break  # it was all that anybody waits for; what else has come is for the next to take in
+                    try:
+                        _send(socket, frame, NOBLOCK)
+                    except zmq.Again:
+                        continue  # the queue is full: it goes out again when it is overdue
+            # Asked, because an Again costs ten times as much; and so, because EVENTS costs four times as much.
+            while zmq_poll(self._inbox, 0):
+                if self._receive(socket, now):
+                    break
             if not self.greeting and (refusal := self._dialling.refusal()):
                 self._error(refusal)
                 self.drop()  # libzmq tries no more: the next call does
             if not self.greeting or (greeted and not traffic.abandoned):
                 break
 
-    def _receive(self, socket: zmq.Socket[bytes], now: int) -> None:
-        """Take in one message."""
+    def _receive(self, socket: zmq.Socket[bytes], now: int) -> bool:
+        """Take in one message; ``True`` says that it is all that anybody waits for: others are for the next call."""
         try:
             head = socket.recv(NOBLOCK)
             self._heard_ms, self._silences = now, 0
-            message = frequent.decode(head)
-            if isinstance(message, Welcome):
-                self._greeted(message)
-            elif isinstance(message, Error):
-                self._error(message)
+            fields, traffic = protocol.unpack(head), self._traffic
+            answers = self._usual(fields)
+            if answers is None:
+                self._take(socket, protocol.built(fields))
             else:
-                # Only a page has a second frame; any other's would be refused as the message that it is read as.
-                more = type(message) is Page and socket.get(RCVMORE)
-                traffic = self._traffic
-                traffic.incoming(message, socket.recv(NOBLOCK, copy=False).buffer if more else None)
-                if traffic.astray:
-                    traffic.astray = False
-                    self._hello()
+                traffic.answered(answers)
+            if traffic.astray:
+                traffic.astray = False
+                self._hello()
         except zmq.Again:
-            return
+            return False
         except ProtocolError as error:
             self._skip_rest(socket)
             self._error(Error(error.code, f"the daemon sent what this client does not understand: {error}"))
         except BaseException:  # a signal handler's: the rest would be refused as a message, to whoever waits
             self._skip_rest(socket)
             raise
+        return len(self._waiters) == 1 and (leader := self._leader) is not None and leader.done
+
+    def _take(self, socket: zmq.Socket[bytes], message: protocol.Message) -> None:
+        """Take in a message that does not come with every call."""
+        if isinstance(message, Welcome):
+            self._greeted(message)
+        elif isinstance(message, Error):
+            self._error(message)
+        else:
+            # Only a page has a second frame; any other's would be refused as the message that it is read as.
+            more = type(message) is Page and socket.get(RCVMORE)
+            self._traffic.incoming(message, socket.recv(NOBLOCK, copy=False).buffer if more else None)
 
     @staticmethod
     def _skip_rest(socket: zmq.Socket[bytes]) -> None:
@@ -261,34 +278,32 @@ class Link:
             self._reset_ms = self._heard_ms = now_ms()
             self.pump()
 
-    def wait(self, waiter: Waiter, deadline_ms: int) -> bool:
+    def wait(self, waiter: Waiter, deadline_ms: int, now: int = 0) -> bool:
         """
         Carry on until ``waiter`` is done; ``False`` says that it is not.
 
         That is so at the deadline, or when nothing was heard for ``PROBE_MS``: the caller may then
         look whether the daemon is there, and wait again.
         """
-        now = now_ms()
+        now = now or now_ms()
         waiter.since_ms = waiter.since_ms or now
         try:
             with self.lock:
                 self._waiters[waiter] = None
-                self.pump()
-                if self.closed:
-                    waiter.finish(CLOSED)
-                leads: bool | None = self._takes_the_lead(waiter, now)
+                self.pump(now)
+                leads = self._takes_the_lead(waiter, now)
             while not waiter.done:
-                if leads is None:
-                    now = now_ms()
-                    with self.lock:
-                        leads = self._takes_the_lead(waiter, now)
-                if now >= deadline_ms:
-                    return False
                 if not leads:
                     waiter.sleep(min(deadline_ms - now, LEADER_MS) / 1000)
-                elif not self._lead(waiter, deadline_ms):
+                elif not self._lead(waiter, deadline_ms, now):
                     return False
-                leads = None
+                if waiter.done:
+                    break  # type: ignore[unreachable]  # whoever takes in its answer settles it
+                now = now_ms()
+                if now >= deadline_ms:
+                    return False
+                with self.lock:
+                    leads = self._takes_the_lead(waiter, now)
             return True
         finally:
             if waiter in self._waiters or self._leader is waiter:
@@ -333,24 +348,24 @@ class Link:
                     break
             self._leader = None  # behind it: who is interrupted before leaves once more
 
-    def _lead(self, waiter: Waiter, deadline_ms: int) -> bool:
+    def _lead(self, waiter: Waiter, deadline_ms: int, now: int) -> bool:
         """Sleep on the socket for everybody; ``False`` says that the daemon is silent."""
-        while not waiter.done and self._leader is waiter:
-            now = self._led_ms = now_ms()
-            if now >= deadline_ms:
-                return True
-            events = self._poll.poll(min(deadline_ms - now, PROBE_MS))
-            come = bool(events)
+        while not waiter.done and self._leader is waiter and (left_ms := deadline_ms - now) > 0:
+            self._led_ms = now
+            events = self._poll.poll(min(PROBE_MS, left_ms))
+            come, silent_ms = len(events), 0
             if self._woken in events:
-                come = len(events) > 1
-                self._clear_wake()
-            silent_ms = 0
+                come -= 1
+                with suppress(BlockingIOError):
+                    os.eventfd_read(self._wake)
             with self.lock:
+                now = now_ms()
                 if not events or now - self._looked_ms >= PROBE_MS:
                     silent_ms = self._look(waiter.since_ms, silent=not events)
-                self.pump(leading=self._leader is waiter, come=come)
+                self.pump(now, waiter, come)
                 if waiter.done:
-                    self._leave(waiter)  # type: ignore[unreachable]  # the pump settles it
+                    self._waiters.pop(waiter, None)  # type: ignore[unreachable]  # the pump settles it
+                    self._hand_over(waiter)
             if silent_ms >= PROBE_MS:
                 return waiter.done
         return True
@@ -370,12 +385,6 @@ class Link:
             self._hello()
         return silent_ms
 
-    def _clear_wake(self) -> None:
-        try:
-            os.eventfd_read(self._wake)
-        except BlockingIOError:
-            return
-
     def close(self, farewell: bytes | None = None) -> None:
         """Close the socket after a last frame; whoever waits is told that it was closed."""
         with self.lock:
@@ -384,8 +393,7 @@ class Link:
                     self._send(self._socket, farewell)
                 self.drop()
                 self.closed = True
-                for waiter in [*self._waiters]:
-                    waiter.finish(CLOSED)
+                self._beside()
 
     def __del__(self) -> None:
         """Give the descriptor back once no thread can be asleep on it."""

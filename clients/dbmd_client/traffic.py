@@ -13,11 +13,12 @@ from contextlib import suppress
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
-from dbmd import protocol
-from dbmd.frequent import QUERIES
+from dbmd import frequent, protocol
+from dbmd.frequent import COMMANDS, QUERIES
 from dbmd.limits import Limits
 from dbmd.protocol import (
     PAGE_UNNUMBERED,
+    Answer,
     Answers,
     Cancel,
     Code,
@@ -36,7 +37,8 @@ from dbmd_client.waiting import Waiter, now_ms
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from dbmd.protocol import Answer, Message, Reply, Welcome
+    from dbmd.frequent import AnswerFields, RepliesFields
+    from dbmd.protocol import Message, Welcome
 
 OVERDUE_MS = 1_000  # a reply that takes longer may be lost: the command is sent again, ever more rarely
 FRAME_OVERHEAD_BYTES = 4_096  # room for what surrounds the bodies in one frame
@@ -48,27 +50,27 @@ def _new_id() -> bytes:
     return secrets.token_bytes(protocol.CLIENT_ID_BYTES)
 
 
-def _check(answer: Answer | Reply | Settled) -> None:
+def _check(name: str, outcome: int, payload: Any) -> None:  # noqa: ANN401 - as it came
     """
     Check what the wire leaves open where it is not done: an outcome that is one, and ``[code, text]``.
 
     Raises ``ProtocolError``, here and once, so that whoever takes the payload apart may trust it.
     """
-    name = type(answer).__name__.lower()
-    if answer.outcome not in _OUTCOMES:
-        raise ProtocolError(Code.MALFORMED, f"{name}.outcome is {answer.outcome}, not 0 to {max(_OUTCOMES)}")
-    payload = answer.payload
+    if outcome not in _OUTCOMES:
+        raise ProtocolError(Code.MALFORMED, f"{name}.outcome is {outcome}, not 0 to {max(_OUTCOMES)}")
     if type(payload) is not tuple or [type(each) for each in payload] != [str, str]:
         raise ProtocolError(Code.MALFORMED, f"{name}.payload is not a code and a text, though it was not done")
 
 
-def _astray(answer: Answer | Reply, deadline_ms: int) -> bool:
+def _astray(outcome: int, payload: tuple[str, str], deadline_ms: int) -> bool:
     """Say whether what failed did so by the daemon's clock alone: its machine slept, and ours did not."""
-    return bool(answer.payload[0] == Code.DEADLINE and now_ms() < deadline_ms)
+    return outcome == FAILED and payload[0] == Code.DEADLINE and now_ms() < deadline_ms
 
 
 class Commands:
     """The writer's traffic: one session, and the callers that wait for room in its window."""
+
+    usual = staticmethod(frequent.replies)
 
     def __init__(self) -> None:
         self.abandoned: deque[Any] = deque()  # stays empty: a command's outcome is wanted to the end
@@ -102,35 +104,43 @@ class Commands:
         if not (self.queue or session.unsent or self._due):
             return ()
         frames: list[bytes] = []
-        while self.queue:
-            body, deadline_ms, waiter = self.queue[0]
+        queue = self.queue
+        while queue:
+            body, deadline_ms, waiter = queue[0]
             call = session.begin(body, deadline_ms, waiter)
             if call is None:
                 break
             self.begun[waiter] = call
-            self.queue.popleft()
+            queue.popleft()
         while session.unsent and (frame := session.frame(now, self._bytes_max)) is not None:
-            frames.append(protocol.encode(frame))
+            frames.append(protocol.pack((COMMANDS, *frame)))
         while self._due:
             frames.append(protocol.encode(self._due.popleft()))
         return frames
 
-    def incoming(self, message: Message, body: Any) -> None:  # noqa: ANN401, ARG002 - commands have no second frame
+    def answered(self, message: RepliesFields) -> None:
         """Settle the calls that replies are for; raises ``ProtocolError``."""
+        client, replies = message
+        session = self.session
+        for reply in replies:
+            _, _, outcome, _, payload, _ = reply
+            if outcome != DONE:
+                _check("reply", outcome, payload)
+            call = session.reply(client, reply)
+            if call is not None:
+                if outcome != DONE:
+                    self.astray |= _astray(outcome, payload, call.deadline_ms)
+                waiter = call.waiter
+                waiter.finish(call)
+                self.begun.pop(waiter, None)
+
+    def incoming(self, message: Message, body: Any) -> None:  # noqa: ANN401, ARG002 - commands have no second frame
+        """Take in what does not come with every call; raises ``ProtocolError``."""
         if isinstance(message, Replies):
-            client, replies = message
-            for reply in replies:
-                if reply.outcome != DONE:
-                    _check(reply)
-                call = self.session.reply(client, reply)
-                if call is not None:
-                    if reply.outcome == FAILED:
-                        self.astray |= _astray(reply, call.deadline_ms)
-                    call.waiter.finish(call)
-                    self.begun.pop(call.waiter, None)
+            self.answered(message)
         elif isinstance(message, Settled) and message.tag in self.asked:
             if message.outcome != DONE:
-                _check(message)
+                _check("settled", message.outcome, message.payload)
             self.asked[message.tag][1].finish(message)
             del self.asked[message.tag]
 
@@ -158,6 +168,8 @@ class Commands:
 
 class Asked:
     """A reader's traffic: queries and scans by tag. Any thread may ask a query, without the link's lock."""
+
+    usual = staticmethod(frequent.answers)
 
     def __init__(self) -> None:
         self.abandoned: deque[Pages] = deque()
@@ -191,14 +203,15 @@ class Asked:
             return ()
         frames: list[bytes] = []
         queries: list[tuple[int, int, bytes]] = []
-        while self._due:
-            tag = self._due[0]
+        due = self._due
+        while due:
+            tag = due[0]
             asked = self.queries.get(tag)
             if asked is not None:
                 deadline_ms, body, waiter = asked
                 waiter.sent_ms = now  # from here on it is asked again when it is overdue, whoever is interrupted
                 queries.append((tag, max(0, deadline_ms + self._offset_ms), body))
-            self._due.popleft()
+            due.popleft()
         if queries:
             frames.append(protocol.pack((QUERIES, queries)))  # as ``protocol.Queries`` of ``protocol.Query``
         while self._scans_due:
@@ -219,33 +232,39 @@ class Asked:
                 tags.append(tag)
         return tags
 
-    def incoming(self, message: Message, body: Any) -> None:  # noqa: ANN401 - a page's second frame
-        """Give answers and pages to whoever asked; raises ``ProtocolError``."""
-        if isinstance(message, Answers):
-            for answer in message.answers:
-                tag, outcome, _ = answer
+    def answered(self, message: Sequence[AnswerFields]) -> None:
+        """Give answers to whoever asked; raises ``ProtocolError``."""
+        queries = self.queries
+        for answer in message:
+            tag, outcome, payload = answer
+            if outcome != DONE:
+                _check("answer", outcome, payload)
+            asked = queries.get(tag)
+            if asked is not None:
+                deadline_ms, _, waiter = asked
                 if outcome != DONE:
-                    _check(answer)
-                asked = self.queries.get(tag)
-                if asked is not None:
-                    if outcome == FAILED:
-                        self.astray |= _astray(answer, asked[0])
-                    asked[2].finish(answer)
-                    self.queries.pop(tag, None)
-                elif tag in self.scans:
-                    if outcome == DONE:
-                        raise ProtocolError(Code.MALFORMED, "a scan is done by its last page, not by an answer")
-                    pages = self.scans[tag]
-                    self.astray |= outcome == FAILED and _astray(answer, pages.request.deadline_ms)
-                    pages.add(answer, None)
-                    del self.scans[tag]
+                    self.astray |= _astray(outcome, payload, deadline_ms)
+                waiter.finish(answer)
+                queries.pop(tag, None)
+            elif tag in self.scans:
+                if outcome == DONE:
+                    raise ProtocolError(Code.MALFORMED, "a scan is done by its last page, not by an answer")
+                pages = self.scans[tag]
+                self.astray |= _astray(outcome, payload, pages.request.deadline_ms)
+                pages.add(Answer._make(answer), None)
+                del self.scans[tag]
+
+    def incoming(self, message: Message, body: Any) -> None:  # noqa: ANN401 - a page's second frame
+        """Take in what does not come with every call, and pages; raises ``ProtocolError``."""
+        if isinstance(message, Answers):
+            self.answered(message.answers)
         elif isinstance(message, Page) and message.tag in self.scans:
             self._page(self.scans[message.tag], message, body)
 
     def _page(self, pages: Pages, page: Page, body: Any) -> None:  # noqa: ANN401 - a page's second frame
         """Take a page in its turn; one that comes too early says that another was lost, and with it the scan."""
         if page.number not in (pages.expected, PAGE_UNNUMBERED):
-            lost = protocol.Answer(page.tag, Outcome.FAILED, (str(Code.SNAPSHOT), "a page was lost on its way"))
+            lost = Answer(page.tag, Outcome.FAILED, (str(Code.SNAPSHOT), "a page was lost on its way"))
             pages.add(lost, None)
             self.abandoned.append(pages)
         elif page.count or page.last or page.number == PAGE_UNNUMBERED:
@@ -274,7 +293,7 @@ class Asked:
                 self.scans[pages.tag] = pages
                 self._scans_due.append(pages.request)
                 continue
-            lost = protocol.Answer(tag, Outcome.FAILED, (str(Code.SNAPSHOT), "the connection to the daemon was lost"))
+            lost = Answer(tag, Outcome.FAILED, (str(Code.SNAPSHOT), "the connection to the daemon was lost"))
             pages.add(lost, None)
 
     def overdue(self, now: int) -> None:

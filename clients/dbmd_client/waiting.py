@@ -10,7 +10,7 @@ from dbmd.protocol import Error
 
 if TYPE_CHECKING:
     from collections import deque
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from dbmd import protocol
     from dbmd.protocol import Welcome
@@ -24,11 +24,13 @@ def now_ms() -> int:
 class Waiter:
     """What one thread waits for. ``value`` is whatever settled it; the times are of its first wait and last frame."""
 
-    # Of the class: every call makes one, and most of these never change.
-    since_ms = sent_ms = 0
-    done = False
-    value: Any = None
-    _bell: LockType | None = None
+    __slots__ = ("_bell", "done", "sent_ms", "since_ms", "value")
+
+    def __init__(self) -> None:
+        self.since_ms = self.sent_ms = 0
+        self.done = False
+        self.value: Any = None
+        self._bell: LockType | None = None
 
     def finish(self, value: Any) -> None:  # noqa: ANN401
         """
@@ -72,7 +74,14 @@ class Traffic(Protocol):
         """Return the frames that are due."""
 
     def incoming(self, message: protocol.Message, body: Any) -> None:  # noqa: ANN401
-        """Take one message in; raises ``ProtocolError`` for one that cannot be taken."""
+        """Take any other message in; raises ``ProtocolError`` for one that cannot be taken."""
+
+    @property
+    def usual(self) -> Callable[[Any], Any]:
+        """What returns, of a message's fields, what ``answered`` takes, or ``None``: then ``incoming`` takes it."""
+
+    def answered(self, message: Any) -> None:  # noqa: ANN401
+        """Take in what comes with every call; raises ``ProtocolError``."""
 
     astray: bool
     """Set where the daemon's clock says that a deadline passed which has not: it is asked what time it is."""

@@ -20,7 +20,7 @@ import zmq
 from zmq import zmq_poll
 from zmq.backend import Socket as Backend
 
-from dbmd import frequent, protocol
+from dbmd import protocol
 from dbmd.access import NOBODY
 from dbmd.actors.peers import Origin, Peer, user_id
 from dbmd.actors.refusals import Refusals
@@ -291,7 +291,7 @@ class Actor:
             if known is None and peer is not None:
                 # A connection under a routing id that another's had: a peer may choose its own.
                 self.forget(route)
-            message = frequent.built(fields)
+            message = protocol.built(fields)
             if isinstance(message, Hello):
                 self._greet(route, message, frame)
                 return

@@ -25,7 +25,7 @@ from zmq import zmq_poll
 from zmq.backend import Socket as Backend
 
 from dbmd import protocol, values
-from dbmd.frequent import ANSWERS, COMMANDS, QUERIES, REPLIES, built, queries
+from dbmd.frequent import ANSWERS, COMMANDS, QUERIES, REPLIES, answers, commands, queries, replies
 from dbmd.limits import MIB
 from dbmd.log import open_log
 from tests.benchmarks.systems import System, spawned
@@ -79,8 +79,9 @@ class Client:
             raise TypeError(uuid)
         self._number = number = self._number + 1
         body = protocol.pack((LOAD, (uuid.encode(),)))
-        answer = self._ask(protocol.pack((QUERIES, ((number, _now_ms() + DEADLINE_MS, body),))), number)
-        return orjson.loads(answer.payload)
+        _, outcome, payload = self._ask(protocol.pack((QUERIES, ((number, _now_ms() + DEADLINE_MS, body),))), number)
+        _check(not outcome)
+        return orjson.loads(payload)
 
     def store(self, uuid: str, appointment: Any) -> None:  # noqa: ANN401 - any JSON
         """Return when the record is on the disk."""
@@ -89,9 +90,10 @@ class Client:
         self._number = number = self._number + 1
         body = protocol.pack((STORE, (uuid.encode(), values.encode(appointment))))
         command = (number, 1, _now_ms() + DEADLINE_MS, body)
-        self._ask(protocol.pack((COMMANDS, self._id, 1, number, (command,))), number)
+        _, _, outcome, *_ = self._ask(protocol.pack((COMMANDS, self._id, 1, number, (command,))), number)
+        _check(not outcome)
 
-    def _ask(self, frame: bytes, number: int) -> Any:  # noqa: ANN401 - a Reply or an Answer
+    def _ask(self, frame: bytes, number: int) -> Any:  # noqa: ANN401 - the fields of a Reply or an Answer
         with self._lock:
             _send(self._socket, frame, NOBLOCK)
             come = zmq_poll(self._inbox, 0)
@@ -101,12 +103,12 @@ class Client:
             come = []
             try:
                 with self._lock:
-                    message = built(protocol.unpack(self._socket.recv(NOBLOCK)))
+                    fields = protocol.unpack(self._socket.recv(NOBLOCK))
             except zmq.Again:
                 continue  # woken by something else
-            told: Any = message[-1]  # answers or replies
-            for each in told:
-                if each[0] == number and not each.outcome:
+            _check(answers(fields) is not None or replies(fields) is not None)
+            for each in fields[-1]:
+                if each[0] == number:
                     return each
 
     def close(self) -> None:
@@ -155,16 +157,17 @@ class _Server:
         fields = protocol.unpack(frame.bytes)
         asked = queries(fields)
         if asked is None:
-            message = built(fields)
-            if not isinstance(message, protocol.Commands):
-                raise AssertionError(message)
-            for number, _, deadline_ms, body in message.commands:
+            taken = commands(fields)
+            if taken is None:
+                raise AssertionError(fields)
+            client, birth, lowest, found = taken
+            for number, _, deadline_ms, body in found:
                 name, arguments = protocol.unpack_body(body)
                 key, value = _bytes(arguments)
                 _check(name == STORE and deadline_ms > _now_ms())
                 digest = hashlib.sha256(body).digest()
-                end = protocol.pack((1, message.birth, message.floor, number, 0, None, digest, self._group))
-                self._stored.append((route, b"w" + key, value, number, message.client, end, arrived_us))
+                end = protocol.pack((1, birth, lowest, number, 0, None, digest, self._group))
+                self._stored.append((route, b"w" + key, value, number, client, end, arrived_us))
         for tag, deadline_ms, body in asked or ():
             name, arguments = protocol.unpack_body(body)
             (key,) = _bytes(arguments)

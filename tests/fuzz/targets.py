@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dbmd import frequent, operations, protocol
+from dbmd import operations, protocol
 from dbmd.access import OPERATOR, Grant
 from dbmd.commit import GroupCommit
 from dbmd.effects import Append, Batch, Count, Get, RefusedError, Replace, Scan, segment
@@ -53,7 +53,7 @@ class Daemon:
         """Take a frame as an actor would; return how it was refused. Any other exception is a finding."""
         self.taken += 1
         try:
-            return self._take(frequent.decode(frame, FRAME_ITEMS_MAX))
+            return self._take(protocol.decode(frame, FRAME_ITEMS_MAX))
         except (ProtocolError, RefusedError) as error:
             return str(error)
         finally:
@@ -146,7 +146,12 @@ class Tower:
     def take(self, frame: bytes, body: bytes | None) -> str:
         """Take a frame as a link would; return how it was refused. Any other exception is a finding."""
         try:
-            message = frequent.decode(frame)
+            fields = protocol.unpack(frame)
+            for actor in (self.commands, self.asked):
+                usual: Any = actor.usual(fields)
+                if usual is not None:
+                    actor.answered(usual)
+            message = protocol.built(fields)
             if isinstance(message, Welcome):
                 Limits.told(message.limits)
                 self.commands.greeted(message, 1)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from dbmd import protocol
 from dbmd.effects import Scan
 from dbmd.paging import CorruptRecordError, Received
-from dbmd.protocol import Code, Credit, Goodbye, Outcome, Page, Settle, Settled
+from dbmd.protocol import Code, Credit, Goodbye, Outcome, Page, Reply, Settle, Settled
 from dbmd_client.link import Link
 from dbmd_client.traffic import Asked, Commands, Pages
 from dbmd_client.waiting import Waiter
@@ -183,15 +183,15 @@ class Client:
     def _lead(self, link: Link, started_ms: int) -> None:
         """Do what the leading thread does when its socket was silent: ``Link._lead``."""
         link._look(started_ms, silent=True)
-        link.pump(leading=True)
+        link.pump()
 
     def _poll_command(self, call: Pending, work: Command) -> bool:
         """Mirror the second half of ``Channel._command``."""
         checker = self.world.checker
         if call.waiter.done:
             settled: Call = call.waiter.value
-            reply = settled.reply
-            assert reply is not None
+            assert settled.reply is not None
+            reply = Reply._make(settled.reply)
             assert call.identity is not None
             if reply.outcome == Outcome.DONE:
                 checker.told_done(call.identity, reply.payload, work.body)
@@ -251,9 +251,9 @@ class Client:
             for tag in [tag for tag, asked in self.points.queries.items() if asked[2] is call.waiter]:
                 del self.points.queries[tag]
             return True
-        answer = call.waiter.value
-        if answer.outcome == Outcome.DONE:
-            found = None if answer.payload is None else work.operation.verb.decode(answer.payload, work.arguments)
+        _, outcome, payload = call.waiter.value
+        if outcome == Outcome.DONE:
+            found = None if payload is None else work.operation.verb.decode(payload, work.arguments)
             self.world.checker.found(call.since, work.expect, found)
         return True
 
