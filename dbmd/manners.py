@@ -56,7 +56,11 @@ class Channel(Protocol):
 
 
 class Logger(Protocol):
-    """What an operation needs of ``manager.logger``."""
+    """
+    What an operation needs of ``manager.logger``.
+
+    One whose class has a method ``heard`` says with it whether anybody hears what is said at info.
+    """
 
     def info(self, event: str, **fields: object) -> Any:  # noqa: ANN401
         """Emit at info."""

@@ -176,6 +176,22 @@ def test_a_key_that_is_no_text_is_logged_in_escapes(caller: Caller) -> None:
     assert caller.said() == [("error", "appointments: no such record", "uuid=\\xffa")]
 
 
+def test_what_nobody_hears_is_not_said(caller: Caller) -> None:
+    """A logger that says so is not told of a write; of what is missing, which is said at error, it is."""
+
+    class Deaf(Lines):
+        """A logger that leaves out what is said at info."""
+
+        def heard(self) -> bool:
+            """Say that nobody hears it."""
+            return False
+
+    caller.logger = Deaf()
+    assert caller("store_watcher_appointment", "x", {}) is True
+    assert caller("load_watcher_appointment", "missing") is None
+    assert [level for level, *_ in caller.said()] == ["error"]
+
+
 def test_commands_and_queries_are_told_apart_by_their_verb() -> None:
     """An operation that writes carries an identity: its verb's role is the writer's."""
     assert REGISTRY["create_entry"].writes

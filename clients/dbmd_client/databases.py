@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from logging import CRITICAL, ERROR, WARNING
 from typing import TYPE_CHECKING, Any, Self
 
 import structlog
@@ -21,6 +22,24 @@ if TYPE_CHECKING:
     from dbmd.manners import Channel as Carrier
 
 TIMEOUT_S = 30.0
+_QUIET = frozenset(map(structlog.make_filtering_bound_logger, (WARNING, ERROR, CRITICAL)))
+
+
+class Logger:
+    """structlog's logger of a component: it makes itself anew for every line, so it is told only what is heard."""
+
+    _logger: Any = None  # of the class, for whoever copies one
+
+    def __init__(self, component: str) -> None:
+        self._logger = structlog.get_logger(component=component)
+
+    def heard(self) -> bool:
+        """Say whether structlog is configured, now, to let through what is said at info."""
+        return structlog.get_config()["wrapper_class"] not in _QUIET
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
+        """Do all else as structlog's logger does it."""
+        return getattr(self._logger, name)
 
 
 class Database(Operations):
@@ -49,7 +68,7 @@ class Database(Operations):
             message = f"timeout_s must be above 0, not {timeout_s!r}"
             raise ValueError(message)
         self._opened = (db_path, timeout_s, keys)
-        self.logger = logger or structlog.get_logger(component=type(self).__name__)
+        self.logger = logger or Logger(type(self).__name__)
         deadline = (
             time.monotonic() + timeout_s
         )  # of all of it: to find or start the daemon, its welcome, and to give up
@@ -65,7 +84,7 @@ class Database(Operations):
         """Return a database over a channel that is already there."""
         database = cls.__new__(cls)
         database._channel = channel  # noqa: SLF001 - its own class
-        database.logger = logger or structlog.get_logger(component=cls.__name__)
+        database.logger = logger or Logger(cls.__name__)
         return database
 
     @property
