@@ -116,12 +116,36 @@ def test_a_start_is_found_at_every_offset_of_the_bad_block(tmp_path: Path) -> No
 
 
 def test_zeros_with_a_batch_behind_them_are_damage(tmp_path: Path) -> None:
-    """A hole of zeros is what LevelDB skips in silence: with a batch behind it, it is damage, without one a tail."""
+    """A hole of zeros is what LevelDB skips in silence, in a block and over blocks."""
     data = bytearray(logs.encode([b"a" * 100, b"b" * 100, b"c" * 100]))
     data[107:214] = bytes(107)
     assert logs.survey(written(tmp_path, bytes(data))).later_start_at == 214
-    tail = logs.survey(written(tmp_path, bytes(data[:107]) + bytes(3 * BLOCK)))
-    assert (tail.records, tail.bad_at, tail.later_start_at, tail.cut) == (1, 107, None, True)
+    rest = bytes(3 * BLOCK - 107)
+    found = logs.survey(written(tmp_path, bytes(data[:107]) + rest + logs.encode([b"d" * 100])))
+    assert (found.records, found.bad_at, found.later_start_at, found.cut) == (2, 107, 3 * BLOCK, False)
+
+
+@given(zeros=st.integers(0, 3 * BLOCK))
+def test_zeros_to_the_end_are_room_and_no_fault(zeros: int, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """That is what lies ahead of LevelDB in a log that was made longer; LevelDB reads as many batches of it."""
+    kept: list[bytes] = []
+    log = written(tmp_path_factory.mktemp("log"), logs.encode(BATCHES) + bytes(zeros))
+    found = logs.survey(log, keep=kept)
+    assert (found.records, found.bad_at, found.later_start_at, found.cut) == (len(BATCHES), None, None, False)
+    assert kept == BATCHES
+
+
+@given(lost=st.integers(1, 2 * BLOCK), zeros=st.integers(0, 2 * BLOCK))
+def test_a_batch_that_ends_in_zeros_is_torn(lost: int, zeros: int, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """However much of it there is, and be it nothing but its first fragment; only where nothing is left it is room."""
+    folder = tmp_path_factory.mktemp("log")
+    data = logs.encode([*BATCHES, os.urandom(2 * BLOCK)])
+    last = starts(data, folder)[-1]
+    lost = min(lost, len(data) - last)
+    found = logs.survey(written(folder, data[:-lost] + bytes(lost + zeros)))
+    if any(data[-lost:]):
+        assert (found.records, found.later_start_at) == (len(BATCHES), None)
+        assert found.bad_at == (last if data[last : len(data) - lost].strip(b"\0") else None)
 
 
 def test_a_valid_record_too_small_for_a_batch_is_bad(tmp_path: Path) -> None:

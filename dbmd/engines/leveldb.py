@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import plyvel
 
 from dbmd.engines import OpenRefusedError, damaged, inspection, manifests, unopened
+from dbmd.engines.ahead import Ahead
 from dbmd.flocks import FLOCK
 from dbmd.storage import CommitUnknownError, Delete, Put, Range
 
@@ -118,6 +119,7 @@ class LevelDB:
             self._place = _inode(os.fstat(self._lock))
             self._settled = self._changed = (0, 0, 0)  # the directory as it was found settled, and last changed
             self._sure = 0.0  # until then an equal time proves nothing
+            self._ahead = Ahead(self.path)
             try:
                 self._directory = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
                 undo.callback(os.close, self._directory)
@@ -164,6 +166,7 @@ class LevelDB:
                     put(key, value)  # two thirds of what it takes to have the tuple unpacked for the call
                 else:
                     batch.delete(*write)
+            self._ahead.reserve(batch.approximate_size())
             batch.write()
             state = _state(os.stat(self.path))  # noqa: PTH116 - a Path costs more than the call
             return state == self._settled or self._settle(state)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 BLOCK_BYTES = 32 * 1024
 READ_BYTES = 32 * BLOCK_BYTES  # what is in memory at once: large enough to hide the system calls
 BATCH_BYTES_MIN = 12  # a batch opens with its sequence number and its count
-BAD, FULL, FIRST, MIDDLE, LAST, CUT = range(6)
+BAD, FULL, FIRST, MIDDLE, LAST, CUT, BLANK = range(7)
 
 HEADER = struct.Struct("<IHB")  # masked crc32c of kind and payload, payload bytes, kind
 _START_KINDS = re.compile(rb"[\x01\x02]")
@@ -35,7 +35,7 @@ _CRC_MASK = 0xA282EAD8  # LevelDB's kMaskDelta: a crc stored beside its data mus
 
 
 class Fragment(NamedTuple):
-    """A valid fragment, or the lack of one: ``CUT`` where the file ends or the block holds but zeros, else ``BAD``."""
+    """A valid fragment, or the lack of one: ``CUT`` by the file's end, ``BLANK`` if zeros follow, else ``BAD``."""
 
     offset: int
     kind: int
@@ -48,7 +48,7 @@ class Survey:
 
     size_bytes: int
     records: int
-    bad_at: int | None  # where the first record begins that is not whole
+    bad_at: int | None  # where the first record begins that is not whole; zeros to the end are none, but room ahead
     start_at: int | None  # the first batch, whole or not, that begins in this log
     later_start_at: int | None  # the first batch that begins behind ``bad_at``
     cut: bool  # nothing is wrong but that the file ends early, which LevelDB takes for its end
@@ -76,11 +76,11 @@ def fragments(
     path: str, suspect: re.Pattern[bytes] | None = None, hits: deque[int] | None = None
 ) -> Iterator[Fragment]:
     """
-    Yield every fragment of a log, and a ``BAD`` or ``CUT`` one for each place that is none.
+    Yield every fragment of a log, and a ``BAD``, ``CUT`` or ``BLANK`` one for each place that is none.
 
     LevelDB gives up the rest of a block at a bad fragment; this goes on at the next start, because
-    whether there is one decides between a torn tail and damage. A run of zeros is bad too:
-    LevelDB passes over it in silence, with whatever follows it in the block. Where the bytes match ``suspect``
+    whether there is one decides between a torn tail and damage. A run of zeros is bad too, where something follows it
+    in the block: LevelDB passes over both in silence. Where the bytes match ``suspect``
     is appended to ``hits`` before the fragments there are yielded.
     """
     base, header_bytes, unpack = 0, HEADER.size, HEADER.unpack_from
@@ -98,11 +98,12 @@ def fragments(
                         yield Fragment(base + at, kind, view[at + header_bytes : end])
                         at = end
                     else:
-                        ends = end > stop != begin + BLOCK_BYTES or not any(view[at:stop])
-                        yield Fragment(base + at, CUT if ends else BAD, b"")
-                        at = _next_start(chunk, view, at + 1, stop)
+                        blank = not kind and not chunk[at:stop].strip(b"\0")
+                        ends = end > stop != begin + BLOCK_BYTES
+                        yield Fragment(base + at, BLANK if blank else CUT if ends else BAD, b"")
+                        at = stop if blank else _next_start(chunk, view, at + 1, stop)
                 if at < stop != begin + BLOCK_BYTES:  # less than a header, and no block ends here: cut by the end
-                    yield Fragment(base + at, CUT, b"")
+                    yield Fragment(base + at, CUT if any(view[at:stop]) else BLANK, b"")
             base += size
 
 
@@ -121,7 +122,7 @@ class _Surveyor:
         self.bad_at: int | None = None
         self.start_at: int | None = None
         self.later_start_at: int | None = None
-        self.cut = True
+        self.cut = self.blank = True
 
     def begin(self, offset: int) -> None:
         """Take up a record; an empty FIRST before it is no fault, early writers left one at a block's end."""
@@ -130,14 +131,15 @@ class _Surveyor:
         if self.start_at is None:
             self.start_at = offset
         if self.bad_at is not None and self.later_start_at is None:
-            self.later_start_at = offset
+            self.later_start_at, self.blank = offset, False
         self.begun_at, self.length, self.parts = offset, 0, []
 
-    def fault(self, offset: int, *, cut: bool) -> None:
+    def fault(self, offset: int, *, cut: bool, blank: bool = False) -> None:
         """Give up the record in hand; the first fault is the one that counts."""
         if self.bad_at is None:
             self.bad_at = offset if self.begun_at is None else self.begun_at
         self.cut = self.cut and cut
+        self.blank = self.blank and blank and self.begun_at is None
         self.begun_at = None
 
     def take(self, payload: bytes | memoryview) -> None:
@@ -185,14 +187,16 @@ def survey(
     for offset, kind, payload in fragments(path, suspect, state.hits):
         if kind in (FULL, FIRST):
             state.begin(offset)
-        if kind in (BAD, CUT) or state.begun_at is None:
-            state.fault(offset, cut=kind == CUT)
+        if kind in (BAD, CUT, BLANK) or state.begun_at is None:
+            state.fault(offset, cut=kind in (CUT, BLANK), blank=kind == BLANK)
             continue
         state.take(payload)
         if kind in (FULL, LAST):
             state.finish(offset)
     if state.begun_at is not None:
         state.fault(offset, cut=True)
+    if state.blank:
+        state.bad_at = None
     cut = state.cut and state.bad_at is not None and state.later_start_at is None
     return Survey(
         Path(path).stat().st_size,

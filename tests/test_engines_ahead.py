@@ -1,0 +1,150 @@
+"""Tests of ``dbmd.engines.ahead``: a log that is longer than what was written to it, and is read as if it were not."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import plyvel
+import pytest
+
+from dbmd.engines import logs
+from dbmd.engines.ahead import BATCH_BYTES_MAX, CHUNK_BYTES, Ahead
+from dbmd.engines.leveldb import LevelDB
+from dbmd.storage import Put, Range
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+VALUE = b"v" * 1_000
+EVERYTHING = Range(b"", None)
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[LevelDB]:
+    """Open an empty database."""
+    with closing(LevelDB.open(str(tmp_path / "database"))) as opened:
+        yield opened
+
+
+def log_of(database: LevelDB) -> Path:
+    """Return the newest log."""
+    return max(Path(database.path).glob("*.log"))
+
+
+def store(database: LevelDB, number: int, value: bytes = VALUE) -> None:
+    """Commit one record."""
+    assert database.commit([Put(b"%06d" % number, value)])
+
+
+def test_a_sync_finds_the_log_as_long_as_before(database: LevelDB) -> None:
+    """It grows by a chunk once it is full, and holds what was written and zeros."""
+    sizes = []
+    for number in range(CHUNK_BYTES // (2 * len(VALUE))):
+        store(database, number, 4 * VALUE)
+        sizes.append(log_of(database).stat().st_size)
+    assert sizes[0] == CHUNK_BYTES
+    assert len(set(sizes)) == 3
+    assert max(sizes) < 3 * CHUNK_BYTES + CHUNK_BYTES // 10
+    assert log_of(database).read_bytes().rstrip(b"\0")[-1:] == VALUE[-1:]
+
+
+@pytest.mark.parametrize("paranoid", [False, True])
+def test_what_was_committed_is_read_after_a_crash_and_by_leveldb_alone(
+    database: LevelDB, tmp_path: Path, *, paranoid: bool
+) -> None:
+    """A copy taken while it is open is what a killed process leaves: nothing of it is torn."""
+    for number in range(50):
+        store(database, number)
+    for name in ("ours", "theirs"):
+        shutil.copytree(database.path, tmp_path / name)
+    with closing(LevelDB.open(str(tmp_path / "ours"))) as ours:
+        assert ours.torn_bytes == 0
+        assert len(list(ours.scan(EVERYTHING))) == 50
+    with closing(plyvel.DB(str(tmp_path / "theirs"), paranoid_checks=paranoid)) as theirs:
+        assert [value for _, value in theirs.iterator()] == [VALUE] * 50
+
+
+def test_a_batch_that_was_cut_in_the_zeros_is_dropped_alone(database: LevelDB, tmp_path: Path) -> None:
+    """What a power cut leaves of the last one ends in zeros, and not with the file."""
+    for number in range(50):
+        store(database, number)
+    copy = tmp_path / "copy"
+    shutil.copytree(database.path, copy)
+    log = max(copy.glob("*.log"))
+    data = log.read_bytes()
+    written = len(data.rstrip(b"\0"))
+    log.write_bytes(data[: written - 512] + bytes(len(data) - written + 512))
+    with closing(LevelDB.open(str(copy))) as opened:
+        assert opened.torn_bytes > 0
+        assert len(list(opened.scan(EVERYTHING))) == 49
+
+
+def test_the_next_log_has_room_too(tmp_path: Path) -> None:
+    """LevelDB begins another when its write buffer is full; the old one ends in zeros, and nothing is torn."""
+    with closing(LevelDB.open(str(tmp_path / "database"), write_buffer_bytes=4 * CHUNK_BYTES)) as database:
+        first = log_of(database)
+        count = 0
+        while log_of(database) == first or log_of(database).stat().st_size < CHUNK_BYTES:
+            store(database, count, 8 * VALUE)
+            count += 1
+            assert count < 6 * CHUNK_BYTES / (8 * len(VALUE))
+        shutil.copytree(database.path, tmp_path / "copy")
+    with closing(LevelDB.open(str(tmp_path / "copy"))) as copy:
+        assert copy.torn_bytes == 0
+        assert sum(1 for _ in copy.scan(EVERYTHING)) == count
+
+
+def test_an_older_live_log_may_end_in_zeros(database: LevelDB, tmp_path: Path) -> None:
+    """A process that dies while a full log is written to a table leaves two; the newer one's batches are no damage."""
+    store(database, 1)
+    copy = tmp_path / "copy"
+    shutil.copytree(database.path, copy)
+    store(database, 2)
+    kept: list[bytes] = []
+    logs.survey(str(log_of(database)), keep=kept)
+    newer = copy / f"{int(log_of(database).stem) + 1:06}.log"
+    newer.write_bytes(logs.encode(kept[1:]) + bytes(CHUNK_BYTES))
+    with closing(LevelDB.open(str(copy))) as opened:
+        assert opened.torn_bytes == 0
+        assert [key for key, _ in opened.scan(EVERYTHING)] == [b"000001", b"000002"]
+
+
+def test_a_large_batch_gets_no_room_of_its_own(database: LevelDB) -> None:
+    """It uses what is there; zeros for it would double what is written."""
+    size = BATCH_BYTES_MAX + 1
+    store(database, 0, b"v" * size)
+    assert log_of(database).stat().st_size < 2 * size
+    store(database, 1)
+    before = log_of(database).stat().st_size
+    assert before >= size + CHUNK_BYTES
+    store(database, 2, b"v" * size)
+    assert log_of(database).stat().st_size == before
+
+
+def test_where_no_zeros_can_be_written_the_log_grows(database: LevelDB, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk is told by the batch that finds no room, and not by this."""
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "no space left")
+
+    monkeypatch.setattr(os, "write", full)
+    sizes = []
+    for number in range(3):
+        store(database, number)
+        sizes.append(log_of(database).stat().st_size)
+    assert len(set(sizes)) == 3
+
+
+def test_without_a_log_nothing_is_reserved(tmp_path: Path) -> None:
+    """Nor is that an error, or what else there is a log."""
+    room = Ahead(str(tmp_path))
+    other = tmp_path / "other.log"
+    other.touch()
+    room.reserve(1)
+    assert [*tmp_path.iterdir()] == [other]
+    assert not other.stat().st_size
