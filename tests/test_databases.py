@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
 @contextmanager
 def configured() -> Iterator[list[str]]:
-    """Yield the lines that structlog's loggers print, each of them made anew, and configure it as it was afterwards."""
-    before, lines = structlog.get_config(), list[str]()
+    """Yield the lines that structlog's loggers print, each of them made anew; afterwards it is unconfigured, as it was."""
+    assert not structlog.is_configured()
+    lines = list[str]()
 
     class Printer:
         """What structlog makes a logger of."""
@@ -41,7 +42,7 @@ def configured() -> Iterator[list[str]]:
         )
         yield lines
     finally:
-        structlog.configure(**before)
+        structlog.reset_defaults()
 
 
 def test_a_logger_was_made_for_every_line_that_nobody_heard() -> None:

@@ -2,9 +2,10 @@
 Zeros ahead of LevelDB's log, so that a sync finds the file as long as it was before.
 
 LevelDB appends, and where a file has grown ``fdatasync`` must make its new length durable, too: another write, and with
-a journal a commit of that. So the file is made longer by a chunk of zeros at a time. LevelDB overwrites them, for it
-writes at its own position, and takes those that are left for the end when it reads. They are appended, in one system
-call: whatever LevelDB has written lies before them. Nobody is told of a failure; without zeros the log grows as ever.
+a journal a commit of that (500 us in place of 160, on ext4 as it is made by default). So the file is made longer by a
+chunk of zeros at a time. LevelDB overwrites them, for it writes at its own position, and takes those that are left for
+the end when it reads. They are appended, in one system call: whatever LevelDB has written lies before them. Nobody is
+told of a failure; without zeros the log grows as ever.
 """
 
 from __future__ import annotations
