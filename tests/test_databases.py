@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def configured() -> Iterator[list[str]]:
-    """Yield the lines that structlog's loggers print, each of them made anew; afterwards it is unconfigured, as it was."""
+    """Yield the lines of structlog's loggers, each of them made anew; afterwards it is unconfigured, as it was."""
     assert not structlog.is_configured()
     lines = list[str]()
 
