@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dbmd.places import FOLDER_VARIABLE
-from tests.benchmarks import documents, machine, reads, report, restart, scans, slower, stores, transports, upkeep
+from tests.benchmarks import disks, documents, machine, reads, report, restart, scans, stores, transports, upkeep
 from tests.benchmarks.rounds import Bench
 
 if TYPE_CHECKING:
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 JOBS: dict[str, Callable[[Bench], Findings]] = {
     "stores": stores.stores,
     "embedded": stores.embedded,
-    "slower": slower.slower,
+    "journal": disks.journal,
+    "slower": disks.slower,
     "threads": stores.threads,
     "batches": stores.batches,
     "points": reads.points,

@@ -44,12 +44,18 @@ LOG = "CPU of the log line"
 GROWTH = "10,000,000 records"
 RESTART = "first answer after SIGKILL, with 1,000,000 records"
 IDLE = "CPU of the daemon, nobody calls"
-SLOWER_MS = (1, 4)  # by how much a sync takes longer: a cloud's volume, a solid-state disk without a capacitor
+JOURNAL = "journal"
+SLOWER_US = {"slower-1": 1_000, "slower-4": 4_000}  # what a sync takes longer
+DISKS = {
+    JOURNAL: "on ext4 with its journal",
+    "slower-1": "a sync takes 1 ms longer",
+    "slower-4": "a sync takes 4 ms longer",
+}
 
 
-def slower(slower_ms: int) -> str:
-    """Return the job of stores while each sync takes so many milliseconds longer."""
-    return f"{STORE}, a sync takes {slower_ms} ms longer"
+def on(disk: str, job: str) -> str:
+    """Return the name of a job on another disk."""
+    return f"{job}, {DISKS[disk]}"
 
 
 def _stores(key: str, job: str) -> list[Goal]:
@@ -62,11 +68,16 @@ def _stores(key: str, job: str) -> list[Goal]:
     ]
 
 
+def _threads(key: str, job: str) -> list[Goal]:
+    return _many(key, job, "redis-py and its pool", {"1": (1.5, 2.5)})
+
+
 GOALS = (
     *_stores("stores", STORE),
-    *(each for slower_ms in SLOWER_MS for each in _stores(f"slower/{slower_ms}", slower(slower_ms))),
+    *(each for disk in DISKS for each in _stores(f"{disk}/stores", on(disk, STORE))),
     *_many("curve/tcp", f"{STORE}, tcp with CURVE", "tcp without", {"8": (0.8, 0.8)}),
-    *_many("threads/redis", THREADS, "redis-py and its pool", {"1": (1.5, 2.5)}),
+    *_threads("threads/redis", THREADS),
+    *_threads(f"{JOURNAL}/threads/redis", on(JOURNAL, THREADS)),
     *_many("batches/redis", BATCHES, "a MULTI pipeline of 100", {"1": (1.6, 2.2), "4": (1.4, 2.0), "8": (1.3, 1.8)}),
     *_many("points/redis", POINT, "Redis GET", {"1": (0.9, 1.2), "8": (0.9, 1.1)}),
     *_many("points/echo", POINT, "a bare pyzmq ROUTER echo", {"1": (0.85, 0.95), "8": (0.85, 0.95)}),

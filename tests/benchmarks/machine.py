@@ -25,6 +25,14 @@ def file_system_of(folder: Path) -> str:
     return max(holders)[1] if holders else "an unknown file system"
 
 
+def has_journal(folder: Path) -> bool:
+    """Say whether the file system that holds ``folder`` keeps a journal; what is not ext4 has something like it."""
+    device = folder.stat().st_dev
+    name = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}").resolve().name
+    writer = Path(f"/sys/fs/ext4/{name}/journal_task")
+    return not writer.exists() or writer.read_text(encoding="utf-8").strip() != "<none>"
+
+
 def load_average() -> float:
     """Return how many processes wanted a core in the last minute."""
     return os.getloadavg()[0]
@@ -49,7 +57,8 @@ def described(folder: Path) -> str:
         "LMDB": ".".join(map(str, lmdb.version())),
         "orjson": version("orjson"),
     }
+    disk = file_system_of(folder) + ("" if has_journal(folder) else " without a journal")
     return (
         f"{processor}, {os.cpu_count()} cores, {memory_gb:.0f} GB of memory, Linux {platform.release()}, "
-        f"{file_system_of(folder)} under {folder}; " + ", ".join(f"{name} {each}" for name, each in versions.items())
+        f"{disk} under {folder}; " + ", ".join(f"{name} {each}" for name, each in versions.items())
     )
