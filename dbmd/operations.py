@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+from itertools import chain
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 from dbmd import values, verbs
@@ -82,16 +83,17 @@ class Operations:
 
 
 # --- How scans become results ---
+# A dict is made at the end, in one go: while pages are decoded its table leaves the caches, a tenth of a load.
 
 
 def _documents(declared: Operation, arguments: tuple[Any, ...], pages: Iterator[Received | None]) -> dict[str, Any]:  # noqa: ARG001
-    found: dict[str, Any] = {}
+    found: list[Iterator[tuple[str, Any]]] = []
     for page in pages:
         if page is None:
             found.clear()
         else:
-            found.update(zip(page.names(), page.documents(), strict=True))
-    return found
+            found.append(zip(page.names(), page.documents(), strict=True))
+    return dict(chain.from_iterable(found))
 
 
 def _names(declared: Operation, arguments: tuple[Any, ...], pages: Iterator[Received | None]) -> list[str]:  # noqa: ARG001
@@ -108,15 +110,16 @@ def _untriggered(declared: Operation, arguments: tuple[Any, ...], pages: Iterato
     """Collect appointments; the flags come first, from the same snapshot."""
     include_triggered = arguments[0]
     flags: set[str] = set()
-    found: dict[str, Any] = {}
+    appointments: list[Iterator[tuple[str, Any]]] = []
     for page in pages:
         if page is None:
             flags.clear()
-            found.clear()
+            appointments.clear()
         elif page.segment == 0:
             flags.update(page.names() if not include_triggered else ())
         else:
-            found.update(zip(page.names(), page.documents(), strict=True))
+            appointments.append(zip(page.names(), page.documents(), strict=True))
+    found = dict(chain.from_iterable(appointments))
     for uuid in flags & found.keys():
         del found[uuid]
     return found
