@@ -125,9 +125,13 @@ def join(values: Sequence[bytes], token: int) -> bytes:
     Lay ``values`` out as the text of one JSON list, with ``token`` as an element between neighbours.
 
     The token is a random integer of 62 bits, chosen per scan and so after the values were stored: no stored
-    byte can have been made to look like it. See ``decode_joined`` for what it is good for.
+    byte can have been made to look like it. See ``decode_joined`` for what it is good for. The brackets go to the
+    first value and the last, so that the page is copied once.
     """
-    return b"[%b]" % (b",%d," % token).join(values)
+    ends = [*values] or [b""]
+    ends[0] = b"[" + ends[0]
+    ends[-1] += b"]"
+    return (b",%d," % token).join(ends)
 
 
 def decode_joined(body: bytes | memoryview, count: int, token: int) -> list[object] | None:
