@@ -96,8 +96,8 @@ def _asked(effect: Effect | Question) -> Iterator[Range]:
         for segment in effect.segments:
             yield from segment.spans
     elif isinstance(effect, Batch):
-        for write in effect.writes:
-            yield _only(write.key)
+        for key, _ in effect.writes:
+            yield _only(key)
     elif isinstance(effect, Get | Append | Replace):
         yield _only(effect.key)
     else:  # what concerns no key in particular concerns all

@@ -30,7 +30,6 @@ from dbmd.keyspaces import RESERVED_RANGE
 from dbmd.protocol import Code, Outcome, ProtocolError, Reply, Settled
 from dbmd.reserved import STATE_KEY, state_record
 from dbmd.shapes import new
-from dbmd.storage import Delete, Put, Range, View, Write
 
 if TYPE_CHECKING:
     from dbmd.access import Grant, Role
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
     from dbmd.limits import Limits
     from dbmd.manners import Operation
     from dbmd.protocol import Settle
+    from dbmd.storage import Range, View, Write
 
 EFFECTS = (Batch, Append, Replace)
 DONE, WRITE = Outcome.DONE, Right.WRITE  # to ask an enumeration for a member costs as much as two calls
@@ -118,15 +118,14 @@ class _Refusal(Exception):  # noqa: N818 - it is a refusal, told to the client, 
 class _Overlay:
     """The store as it will be once the gathering group is committed."""
 
-    def __init__(self, view: View, written: dict[bytes, Write]) -> None:
+    def __init__(self, view: View, written: dict[bytes, bytes | None]) -> None:
         self._view = view
         self._written = written
         self.read_errors = view.read_errors
 
     def get(self, key: bytes) -> bytes | None:
-        write = self._written.get(key)
-        if write is not None:
-            return write.value if isinstance(write, Put) else None
+        if key in self._written:
+            return self._written[key]
         try:
             return self._view.get(key)
         except self.read_errors as error:
@@ -144,7 +143,7 @@ class GroupCommit:
         self._limits = limits
         self._commands_max, self._bytes_max = limits.group_commands_max, limits.group_bytes_max
         self._items_max = limits.request_items_max
-        self._written: dict[bytes, Write] = {}
+        self._written: dict[bytes, bytes | None] = {}
         self._overlay = _Overlay(view, self._written)
         self._admitted: dict[tuple[bytes, int], _Admitted] = {}
         self._bytes = 0
@@ -241,12 +240,12 @@ class GroupCommit:
         return None
 
     def _write(self, writes: tuple[Write, ...], size_least: int) -> int:
-        """Take writes into the group; return their bytes, for an append the whole list's, or ``size_least``."""
-        size, written = 0, self._written
-        for write in writes:
-            key = write.key
-            written[key] = write
-            size += len(key) + (len(write.value) if type(write) is Put else 0)
+        """Take writes into the group; return their bytes: of many those of the body, of one perhaps a whole list's."""
+        self._written.update(writes)
+        if len(writes) != 1:
+            return size_least
+        ((key, value),) = writes
+        size = len(key) + (len(value) if value is not None else 0)
         return size if size > size_least else size_least  # noqa: FURB136 - `max` is a call, for each command
 
     def _effect(self, body: bytes, role: Role) -> tuple[Operation, tuple[Any, ...], Effect]:
@@ -265,9 +264,7 @@ class GroupCommit:
         except RefusedError as error:
             raise _Refusal(Outcome.REFUSED, error.code, f"{name}: {error.text}") from None
         assert isinstance(effect, EFFECTS)  # noqa: S101 - no query has the writer's role
-        if self.disk_low and not (
-            isinstance(effect, Batch) and all(isinstance(write, Delete) for write in effect.writes)
-        ):
+        if self.disk_low and not (isinstance(effect, Batch) and all(value is None for _, value in effect.writes)):
             text = f"disk_free_bytes_min is {self._limits.disk_free_bytes_min}, less is free; deletes and reads go on"
             raise _Refusal(Outcome.FAILED, Code.DISK, text)
         return operation, arguments, effect
@@ -323,8 +320,8 @@ class GroupCommit:
             return None
         self.state = COMMITTING
         self.sequence += 1
-        state = new(Put, (STATE_KEY, state_record(self.sequence, self.uptime_ms)))
-        writes = [*self._written.values(), *self.identities.writes(), state]
+        state = (STATE_KEY, state_record(self.sequence, self.uptime_ms))
+        writes = [*self._written.items(), *self.identities.writes(), state]
         return new(Sealed, (self.sequence, writes, len(self._admitted)))
 
     def committed(self) -> list[Told]:

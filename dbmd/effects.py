@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 from dbmd import values
 from dbmd.keyspaces import RESERVED, Keyspace, beside_reserved, under
 from dbmd.protocol import Code
-from dbmd.storage import Put, Range, View, Write
 
 if TYPE_CHECKING:
     from dbmd.limits import Limits
+    from dbmd.storage import Range, View, Write
 
 
 TEXT_CHARS_MAX = 1000  # a refusal that names what a request held is sent back, logged, and may be recorded
@@ -56,7 +56,7 @@ class Append(NamedTuple):
             return (), None
         value = values.encode([*items, self.item])
         check_value(value, limits)
-        return (Put(self.key, value),), None
+        return ((self.key, value),), None
 
 
 class Replace(NamedTuple):
@@ -79,7 +79,7 @@ class Replace(NamedTuple):
             raise RefusedError(Code.PRECONDITION, text)
         value = values.encode(list(self.items))
         check_value(value, limits)
-        return (Put(self.key, value),), None
+        return ((self.key, value),), None
 
 
 class Get(NamedTuple):

@@ -32,13 +32,12 @@ from dbmd import protocol
 from dbmd.effects import RefusedError
 from dbmd.keyspaces import RESERVED, under
 from dbmd.protocol import Code
-from dbmd.shapes import new
-from dbmd.storage import Delete, Put, Write
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from dbmd.limits import Limits
+    from dbmd.storage import Write
 
 RECORD_FORMAT = 1
 RECORDS = under(RESERVED + b"i")
@@ -258,11 +257,11 @@ class Identities:
         """Return one put for each client that the gathering group touched, and a delete for each given up."""
         writes: list[Write] = []
         if self._forgotten:
-            writes += [Delete(_PREFIX + client) for client in sorted(self._forgotten)]
+            writes += [(_PREFIX + client, None) for client in sorted(self._forgotten)]
         for client, known in self._touched.items():
             ends = [*known.ends.values()]
             record = (RECORD_FORMAT, known.principal, known.birth, known.touched_ms, known.floor, ends)
-            writes.append(new(Put, (_PREFIX + client, protocol.pack(record))))
+            writes.append((_PREFIX + client, protocol.pack(record)))
         return writes
 
     def committed(self) -> None:

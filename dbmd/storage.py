@@ -16,20 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
 
-class Put(NamedTuple):
-    """Set ``key`` to ``value``, whatever was there."""
-
-    key: bytes
-    value: bytes
-
-
-class Delete(NamedTuple):
-    """Remove ``key``; a missing key is fine."""
-
-    key: bytes
-
-
-Write: TypeAlias = Put | Delete
+Write: TypeAlias = tuple[bytes, bytes | None]
+"""A key and the value to set it to, whatever was there; ``None`` removes it, and a missing key is fine."""
 
 
 class Range(NamedTuple):
@@ -146,11 +134,11 @@ class MemoryStore:
 
     def commit(self, writes: Iterable[Write]) -> bool:
         """Apply every write."""
-        for write in writes:
-            if isinstance(write, Put):
-                self.records[write.key] = write.value
+        for key, value in writes:
+            if value is None:
+                self.records.pop(key, None)
             else:
-                self.records.pop(write.key, None)
+                self.records[key] = value
         return True
 
     def snapshot(self) -> MemorySnapshot:

@@ -29,7 +29,7 @@ from dbmd.effects import (
 from dbmd.keyspaces import ENTRIES, RESERVED, Keyspace, beside_reserved
 from dbmd.protocol import Code
 from dbmd.shapes import new
-from dbmd.storage import Delete, Put, Range
+from dbmd.storage import Range
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -172,8 +172,8 @@ class PutOne(Verb):
         rest, value = found if two else _wire(found, bytes, bytes)
         key = self.keyspace.prefix + rest
         if len(key) > limits.key_bytes_max or len(value) > limits.value_bytes_max or key.startswith(RESERVED):
-            return Batch((Put(check_key(key, limits), check_value(value, limits)),))
-        return new(Batch, ((new(Put, (key, value)),),))
+            return Batch(((check_key(key, limits), check_value(value, limits)),))
+        return new(Batch, (((key, value),),))
 
     def subjects(self, arguments: tuple[Any, ...]) -> tuple[bytes, ...]:
         return (self.keyspace.prefix,) if self.keyspace.whole else (arguments[0],)
@@ -198,7 +198,7 @@ class DeleteOne(Verb):
         return (text(arguments[0]),)
 
     def effect(self, arguments: tuple[object, ...], limits: Limits) -> Batch:  # noqa: ARG002 - longer keys may be there
-        return Batch((Delete(check_deleted(self.key(_wire(arguments, bytes)[0]))),))
+        return Batch(((check_deleted(self.key(_wire(arguments, bytes)[0])), None),))
 
 
 class DeleteEntry(DeleteOne):
@@ -234,7 +234,7 @@ class PutMany(_Many):
     """Write an empty record for each id."""
 
     def write(self, key: bytes, limits: Limits) -> Write:
-        return Put(check_key(key, limits), b"")
+        return check_key(key, limits), b""
 
 
 class PutFlag(PutMany):
@@ -248,7 +248,7 @@ class DeleteMany(_Many):
     """Remove the record of each id."""
 
     def write(self, key: bytes, limits: Limits) -> Write:  # noqa: ARG002 - longer keys may be there
-        return Delete(check_deleted(key))
+        return check_deleted(key), None
 
 
 class AppendOne(Verb):
@@ -296,24 +296,23 @@ class WriteBatch(Verb):
     def fits(self, arguments: tuple[Any, ...], limits: Limits) -> bool:
         key_bytes_max, value_bytes_max = limits.key_bytes_max, limits.value_bytes_max
         for pair in arguments:
-            if type(pair) is not tuple or len(pair) != 2 or type(pair[0]) is not bytes:  # noqa: PLR2004
+            key, value = pair if type(pair) is tuple and len(pair) == 2 else (None, None)  # noqa: PLR2004
+            if type(key) is not bytes or key >= RESERVED or len(key) > key_bytes_max:
                 return False
-            key, value = pair
-            known = value is None or (type(value) is bytes and len(value) <= value_bytes_max)
-            if not known or key >= RESERVED or len(key) > key_bytes_max:
+            if value is not None and (type(value) is not bytes or len(value) > value_bytes_max):
                 return False
         return len(arguments) <= limits.batch_keys_max
 
     def effect(self, arguments: tuple[Any, ...], limits: Limits) -> Batch:
         if self.fits(arguments, limits):
-            return Batch(tuple([Delete(pair[0]) if pair[1] is None else new(Put, pair) for pair in arguments]))
+            return new(Batch, (arguments,))
         _each(arguments, tuple, limits.batch_keys_max, "batch_keys_max")
         return Batch(tuple(self._write(pair, limits) for pair in arguments))
 
     @staticmethod
     def _write(pair: Any, limits: Limits) -> Write:  # noqa: ANN401 - untrusted
         key, value = _wire(pair, bytes, type(None) if len(pair) > 1 and pair[1] is None else bytes)
-        return Delete(check_deleted(key)) if value is None else Put(check_key(key, limits), check_value(value, limits))
+        return (check_deleted(key), None) if value is None else (check_key(key, limits), check_value(value, limits))
 
     def subjects(self, arguments: tuple[Any, ...]) -> tuple[bytes, ...]:
         return tuple(key for key, _ in arguments)

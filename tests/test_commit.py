@@ -15,7 +15,7 @@ from dbmd.keyspaces import RESERVED, RESERVED_RANGE
 from dbmd.limits import KIB, Limits
 from dbmd.protocol import Code, Command, Commands, Outcome, Reply, Settle, Settled
 from dbmd.reserved import STATE_KEY
-from dbmd.storage import Delete, MemoryStore, Range
+from dbmd.storage import MemoryStore, Range
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -454,8 +454,8 @@ def test_housekeeping_gives_up_what_expired(daemon: Daemon) -> None:
     daemon.uptime_ms = 10_001
     sealed = daemon.core.seal(daemon.uptime_ms, housekeeping=True)
     assert sealed is not None
-    assert Delete(RECORDS.start + A) in sealed.writes
-    assert STATE_KEY in [write.key for write in sealed.writes]
+    assert (RECORDS.start + A, None) in sealed.writes
+    assert STATE_KEY in [key for key, _ in sealed.writes]
 
 
 def test_a_failed_commit_ends_the_machine_and_tells_nobody(daemon: Daemon) -> None:

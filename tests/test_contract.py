@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from dbmd.engines.leveldb import LevelDB
 from dbmd.keyspaces import RESERVED
 from dbmd.operations import REGISTRY
-from dbmd.storage import Delete, MemoryStore, Put, Range
+from dbmd.storage import MemoryStore, Range
 from dbmd_client.databases import Administration, AppointmentsDBM
 from tests.contract import CALLS, LOCATOR, UUID, DocumentsContract
 from tests.contract_entries import ClosingContract, EntriesContract, LimitsContract
@@ -50,8 +50,8 @@ class InProcess:
 
     def seed(self, records: dict[bytes, bytes]) -> None:
         """Write past the operations and their limits."""
-        writes: list[Put | Delete] = [Delete(key) for key in self.records() if key not in records]
-        self.store.commit([*writes, *(Put(key, value) for key, value in records.items())])
+        gone = [(key, None) for key in self.records() if key not in records]
+        self.store.commit([*gone, *records.items()])
 
     def records(self) -> dict[bytes, bytes]:
         """Read past the operations."""

@@ -15,7 +15,7 @@ import pytest
 from dbmd.engines import logs
 from dbmd.engines.ahead import BATCH_BYTES_MAX, CHUNK_BYTES, Ahead
 from dbmd.engines.leveldb import LevelDB
-from dbmd.storage import Put, Range
+from dbmd.storage import Range
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,7 +38,7 @@ def log_of(database: LevelDB) -> Path:
 
 def store(database: LevelDB, number: int, value: bytes = VALUE) -> None:
     """Commit one record."""
-    assert database.commit([Put(b"%06d" % number, value)])
+    assert database.commit([(b"%06d" % number, value)])
 
 
 def test_a_sync_finds_the_log_as_long_as_before(database: LevelDB) -> None:

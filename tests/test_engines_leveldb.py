@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from dbmd.engines import OpenRefusedError, inspection, leveldb, logs, manifests
 from dbmd.engines.leveldb import LevelDB, ReadError, clean
 from dbmd.engines.repair import repair
-from dbmd.storage import CommitUnknownError, Delete, MemoryStore, Put, Range, Write
+from dbmd.storage import CommitUnknownError, MemoryStore, Range, Write
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -99,7 +99,7 @@ def database(tmp_path: Path) -> Iterator[LevelDB]:
 
 
 keys = st.binary(max_size=3)
-writes = st.lists(st.one_of(st.builds(Put, keys, st.binary(max_size=40)), st.builds(Delete, keys)), max_size=20)
+writes = st.lists(st.tuples(keys, st.none() | st.binary(max_size=40)), max_size=20)
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +115,7 @@ def test_scans_are_the_memory_stores(
 ) -> None:
     """Over any batches, range and direction, a scan yields what the memory store yields, at the snapshot's instant."""
     model, span = MemoryStore(), Range(start, stop)
-    store.commit(Delete(key) for key, _ in store.scan(ALL, values=False))
+    store.commit((key, None) for key, _ in store.scan(ALL, values=False))
     for batch in batches:
         store.commit(batch)
         model.commit(batch)
@@ -134,7 +134,7 @@ def test_scans_are_the_memory_stores(
 
 def test_a_reverse_scan_does_not_lose_the_only_record_at_its_start(database: LevelDB) -> None:
     """The record whose key is the range's start is found backwards too, where plyvel alone finds none."""
-    database.commit([Put(b"a", b"1"), Put(b"b", b"2")])
+    database.commit([(b"a", b"1"), (b"b", b"2")])
     for span in (Range(b"b", None), Range(b"a", b"b"), Range(b"b", b"c")):
         assert list(database.scan(span, reverse=True)) == list(database.scan(span))
         assert len(list(database.scan(span, reverse=True, values=False))) == 1
@@ -149,7 +149,7 @@ def test_a_database_of_the_original_opens_and_goes_back(tmp_path: Path) -> None:
     with closing(LevelDB.open(str(path))) as ours:
         assert ours.torn_bytes == 0
         assert list(ours.scan(ALL)) == [(b"bw", b"00ff"), *RECORDS]
-        ours.commit([Put(b"m1", b'["a"]'), Delete(RECORDS[0][0])])
+        ours.commit([(b"m1", b'["a"]'), (RECORDS[0][0], None)])
     with plyvel.DB(str(path)) as theirs:
         assert list(theirs) == [(b"bw", b"00ff"), (b"m1", b'["a"]'), *RECORDS[1:]]
 
@@ -157,7 +157,7 @@ def test_a_database_of_the_original_opens_and_goes_back(tmp_path: Path) -> None:
 def test_a_database_of_ours_opens_in_plyvel(tmp_path: Path) -> None:
     """A directory made here holds LevelDB's files only, and plyvel reads it byte for byte."""
     with closing(LevelDB.open(str(tmp_path / "db"))) as ours:
-        ours.commit(Put(*record) for record in RECORDS)
+        ours.commit(RECORDS)
     assert all(inspection.is_ours(name) for name in contents(tmp_path / "db"))
     with plyvel.DB(str(tmp_path / "db")) as theirs:
         assert list(theirs) == RECORDS
@@ -200,7 +200,7 @@ def test_an_empty_file_system_is_fresh(tmp_path: Path) -> None:
     for name in MAY_CHANGE:
         (tmp_path / name).write_text("")
     with closing(LevelDB.open(str(tmp_path))) as ours:
-        ours.commit([Put(b"k", b"v")])
+        ours.commit([(b"k", b"v")])
         assert ours.get(b"k") == b"v"
 
 
@@ -326,7 +326,7 @@ def test_a_creation_that_was_cut_needs_no_person(tmp_path: Path) -> None:
         (path / "MANIFEST-000001").write_bytes(content)
         (path / "000001.dbtmp").write_bytes(b"MANIFEST-000001\n")
         with closing(LevelDB.open(str(path))) as ours:
-            ours.commit([Put(b"k", b"v")])
+            ours.commit([(b"k", b"v")])
         with plyvel.DB(str(path)) as theirs:
             assert theirs.get(b"k") == b"v"
 
@@ -360,7 +360,7 @@ def test_a_torn_tail_opens_and_is_counted(cut: int, tail: bytes, tmp_path: Path)
         assert ours.torn_bytes == len(data) - found.bad_at > 0
         assert list(ours.scan(ALL)) == RECORDS[: len(kept)]
         assert len(kept) >= len(RECORDS) - 2 - cut // 1200
-        ours.commit([Put(b"x", b"y")])
+        ours.commit([(b"x", b"y")])
     with closing(LevelDB.open(str(path))) as ours:
         assert ours.torn_bytes == 0
         assert ours.get(b"x") == b"y"
@@ -370,27 +370,27 @@ def test_a_commit_is_whole_or_absent(database: LevelDB) -> None:
     """A batch whose iterable raises writes nothing, and the handle stays good."""
 
     def half() -> Iterator[Write]:
-        yield Put(b"a", b"1")
+        yield b"a", b"1"
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
         database.commit(half())
     assert database.get(b"a") is None
-    database.commit([Put(b"a", b"1"), Put(b"a", b"2"), Delete(b"b")])
+    database.commit([(b"a", b"1"), (b"a", b"2"), (b"b", None)])
     assert list(database.scan(ALL)) == [(b"a", b"2")]
 
 
 UNSYNCABLE = """
 import os, resource, signal, sys
 from dbmd.engines.leveldb import LevelDB
-from dbmd.storage import CommitUnknownError, Put
+from dbmd.storage import CommitUnknownError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 store = LevelDB.open(sys.argv[1])
-store.commit([Put(b"a", b"1")])
+store.commit([(b"a", b"1")])
 resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
 for _ in range(2):  # and LevelDB takes no write after it
     try:
-        store.commit([Put(b"b", os.urandom(1 << 17))])
+        store.commit([(b"b", os.urandom(1 << 17))])
     except CommitUnknownError as error:
         print(error, flush=True)
 os._exit(0)
@@ -522,7 +522,7 @@ def test_a_name_that_came_in_the_tick_of_the_last_sync_was_not_synced(
 
 def test_a_snapshot_closes_its_scans(database: LevelDB) -> None:
     """A scan ends with its snapshot, a snapshot with its handle, and closing again is fine."""
-    database.commit(Put(*record) for record in RECORDS)
+    database.commit(RECORDS)
     snapshot, other = database.snapshot(), database.snapshot()
     left = [snapshot.scan(ALL, values=values) for values in (True, False)]
     assert [next(each)[0] for each in left] == [RECORDS[0][0]] * 2
@@ -540,7 +540,7 @@ def test_a_snapshot_closes_its_scans(database: LevelDB) -> None:
 
 def test_point_loads_go_on_beside_commits(database: LevelDB) -> None:
     """Another thread loads acknowledged records while this one commits."""
-    database.commit([Put(b"n", b"0")])
+    database.commit([(b"n", b"0")])
     seen: list[int] = []
     done = threading.Event()
 
@@ -551,7 +551,7 @@ def test_point_loads_go_on_beside_commits(database: LevelDB) -> None:
     thread = threading.Thread(target=load)
     thread.start()
     for number in range(1, 50):
-        database.commit([Put(b"n", b"%d" % number)])
+        database.commit([(b"n", b"%d" % number)])
     done.set()
     thread.join()
     assert seen == sorted(seen)
@@ -572,14 +572,14 @@ def test_a_flipped_byte_in_a_table_is_an_error_and_never_data(tmp_path: Path) ->
 def test_clean_removes_one_prefix_only(tmp_path: Path) -> None:
     """Every key under the prefix goes, its neighbours stay, and the count is told."""
     path, prefix = tmp_path / "db", b"\xff\xfe"
-    ours = [Put(prefix + b"%05d" % index, b"x") for index in range(10_001)]
-    others = [Put(b"\xff\xfd\xff", b"a"), Put(b"\xff\xff", b"b"), Put(b"w", b"c")]
+    ours = [(prefix + b"%05d" % index, b"x") for index in range(10_001)]
+    others = [(b"\xff\xfd\xff", b"a"), (b"\xff\xff", b"b"), (b"w", b"c")]
     with closing(LevelDB.open(str(path))) as store:
-        store.commit([*ours, *others, Put(prefix, b"itself")])
+        store.commit([*ours, *others, (prefix, b"itself")])
     assert clean(str(path), prefix) == len(ours) + 1
     assert clean(str(path), prefix) == 0
     with plyvel.DB(str(path)) as theirs:
-        assert list(theirs) == sorted((put.key, put.value) for put in others)
+        assert list(theirs) == sorted(others)
 
 
 def test_clean_makes_nothing(tmp_path: Path) -> None:

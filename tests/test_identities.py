@@ -11,7 +11,7 @@ from dbmd.effects import RefusedError
 from dbmd.identities import BARRED, DEPARTED_MAX, RECORDS, Completion, Identities, InHand, UnknownFormatError, digest_of
 from dbmd.limits import Limits
 from dbmd.protocol import Code, Outcome
-from dbmd.storage import Delete, MemoryStore, Put
+from dbmd.storage import MemoryStore
 
 LIMITS = Limits(client_window=4, clients_remembered_max=3, identity_expiry_s=10)
 A, B, C, D = (letter * 16 for letter in (b"a", b"b", b"c", b"d"))
@@ -231,7 +231,7 @@ def test_a_record_goes_after_the_expiry_and_its_copies_stay_expired(table: Table
     table.uptime_ms = 15_001
     assert table.table.expire(table.uptime_ms) == 1
     assert table.pending()
-    assert table.table.writes() == [Delete(RECORDS.start + A)]
+    assert table.table.writes() == [(RECORDS.start + A, None)]
     table.commit()
     assert not table.store.records
     assert table.code(A, 1, birth=4_000) == Code.EXPIRED
@@ -343,8 +343,8 @@ def test_a_client_admitted_again_in_the_group_that_forgets_it_is_kept(table: Tab
     table.apply(A, 1)
     assert table.table.expire(10_001) == 1
     table.admit(A, 2, birth=10_000)
-    (write,) = table.table.writes()
-    assert isinstance(write, Put)
+    ((_, value),) = table.table.writes()
+    assert value is not None
 
 
 def test_a_client_is_shown_as_a_hash() -> None:

@@ -18,7 +18,7 @@ from dbmd.operations import (
     RawOperations,
     operation,
 )
-from dbmd.storage import Delete, MemoryStore
+from dbmd.storage import MemoryStore
 from tests.in_process import InProcess
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class Interrupted(InProcess):
         assert again
         yield from super().pages(operation, arguments, again=again)
         yield None
-        self.store.commit([Delete(b"wa"), Delete(b"taa"), Delete(b"ra")])
+        self.store.commit([(b"wa", None), (b"taa", None), (b"ra", None)])
         yield from super().pages(operation, arguments, again=again)
 
 

@@ -11,7 +11,6 @@ from dbmd.identities import RECORDS, Completion, Identities, UnknownFormatError
 from dbmd.keyspaces import RESERVED, RESERVED_RANGE
 from dbmd.limits import Limits
 from dbmd.reserved import STATE_KEY, state_record
-from dbmd.storage import Put
 
 CLIENT = bytes(range(16))
 SPAN, SUSPECT, _, MINDS = reserved.GUARD
@@ -39,9 +38,9 @@ def completions(payload: object = None) -> bytes:
     """Return a completion record of this version."""
     table = Identities(Limits())
     table.admit(CLIENT, 1 << 40, 1, Completion(1, 0, payload, b"digest..", 1), 1 << 41, "uid:0")
-    (write,) = table.writes()
-    assert isinstance(write, Put)
-    return write.value
+    ((_, value),) = table.writes()
+    assert value is not None
+    return value
 
 
 GOOD = [(STATE_KEY, state_record(7, 9)), (RECORDS.start + CLIENT, completions())]

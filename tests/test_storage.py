@@ -5,10 +5,10 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dbmd.storage import Committer, Delete, MemoryStore, Put, Range, Snapshot, Write
+from dbmd.storage import Committer, MemoryStore, Range, Snapshot, Write
 
 keys = st.binary(max_size=3)
-writes = st.lists(st.builds(Put, keys, st.binary(max_size=4)) | st.builds(Delete, keys), max_size=20)
+writes = st.lists(st.tuples(keys, st.none() | st.binary(max_size=4)), max_size=20)
 spans = st.builds(Range, keys, st.none() | keys)
 
 
@@ -18,11 +18,11 @@ def test_the_memory_store_is_a_sorted_map(batch: list[Write], span: Range) -> No
     store: Committer = MemoryStore({b"old": b"1"})
     store.commit(iter(batch))
     model = {b"old": b"1"}
-    for write in batch:
-        if isinstance(write, Put):
-            model[write.key] = write.value
+    for key, value in batch:
+        if value is None:
+            model.pop(key, None)
         else:
-            model.pop(write.key, None)
+            model[key] = value
     expected = sorted(record for record in model.items() if span.holds(record[0]))
     for view in (store, store.snapshot()):
         assert list(view.scan(span)) == expected
@@ -51,7 +51,7 @@ def test_a_snapshot_is_one_instant(before: list[Write], after: list[Write]) -> N
 def test_a_store_keeps_its_own_copy_of_what_it_is_given() -> None:
     """The dict that a memory store begins with stays its caller's."""
     records = {b"a": b"1"}
-    MemoryStore(records).commit([Delete(b"a")])
+    MemoryStore(records).commit([(b"a", None)])
     assert records == {b"a": b"1"}
     assert MemoryStore().get(b"a") is None
 

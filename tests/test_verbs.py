@@ -30,7 +30,7 @@ from dbmd.keyspaces import APPOINTMENTS, ENTRIES, FLAGS, LOCATOR_MAPS, RESERVED,
 from dbmd.limits import Limits
 from dbmd.operations import REGISTRY
 from dbmd.protocol import Code
-from dbmd.storage import Delete, Put, Range
+from dbmd.storage import Range
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,20 +69,20 @@ def refusal(verb: Verb, *wire: object) -> tuple[Code, str]:
         (verbs.GetEntry(), ("k",), Get(b"k")),
         (verbs.GetEntry(), ("k", "p"), Get(b"pk")),
         (verbs.GetRaw(), (b"\xff",), Get(b"\xff")),
-        (verbs.PutOne(APPOINTMENTS, values.encode), ("a", {"ü": 1}), Batch((Put(b"wa", b'{"\\u00fc": 1}'),))),
-        (verbs.PutOne(WATCHER_BLOCK), ("hash",), Batch((Put(b"bw", b"hash"),))),
-        (verbs.PutEntry(), ("", "", None), Batch((Put(b"", b""),))),
-        (verbs.PutEntry(), ("k", "v", "p"), Batch((Put(b"pk", b"v"),))),
-        (verbs.DeleteOne(FLAGS), (LONG,), Batch((Delete(b"ta" + LONG.encode()),))),
-        (verbs.DeleteEntry(), ("k", "p"), Batch((Delete(b"pk"),))),
-        (verbs.PutMany(FLAGS), (iter(["a", "b"]),), Batch((Put(b"taa", b""), Put(b"tab", b"")))),
-        (verbs.PutFlag(FLAGS), ("a",), Batch((Put(b"taa", b""),))),
-        (verbs.DeleteMany(FLAGS), (("a", LONG),), Batch((Delete(b"taa"), Delete(b"ta" + LONG.encode())))),
+        (verbs.PutOne(APPOINTMENTS, values.encode), ("a", {"ü": 1}), Batch(((b"wa", b'{"\\u00fc": 1}'),))),
+        (verbs.PutOne(WATCHER_BLOCK), ("hash",), Batch(((b"bw", b"hash"),))),
+        (verbs.PutEntry(), ("", "", None), Batch(((b"", b""),))),
+        (verbs.PutEntry(), ("k", "v", "p"), Batch(((b"pk", b"v"),))),
+        (verbs.DeleteOne(FLAGS), (LONG,), Batch(((b"ta" + LONG.encode(), None),))),
+        (verbs.DeleteEntry(), ("k", "p"), Batch(((b"pk", None),))),
+        (verbs.PutMany(FLAGS), (iter(["a", "b"]),), Batch(((b"taa", b""), (b"tab", b"")))),
+        (verbs.PutFlag(FLAGS), ("a",), Batch(((b"taa", b""),))),
+        (verbs.DeleteMany(FLAGS), (("a", LONG),), Batch(((b"taa", None), (b"ta" + LONG.encode(), None)))),
         (verbs.DeleteMany(FLAGS), ([],), Batch(())),
         (verbs.AppendOne(LOCATOR_MAPS), ("l", "u"), Append(b"ml", "u")),
         (verbs.ReplaceSubset(LOCATOR_MAPS), ("l", ["b", "a"]), Replace(b"ml", ("b", "a"))),
         (verbs.ReplaceSubset(LOCATOR_MAPS), ("l", []), Replace(b"ml", ())),
-        (verbs.WriteBatch(), ([(b"a", b"1"), (b"b", None)],), Batch((Put(b"a", b"1"), Delete(b"b")))),
+        (verbs.WriteBatch(), ([(b"a", b"1"), (b"b", None)],), Batch(((b"a", b"1"), (b"b", None)))),
         (FLAGS_AND_ALL, (True,), Scan((segment(FLAGS, values=False), segment(APPOINTMENTS)))),
         (verbs.ScanPrefix(), ("w",), Scan((segment(ENTRIES, prefix=b"w"),))),
         (
@@ -263,7 +263,7 @@ def test_a_batch_that_fits_at_a_glance_is_applied_as_it_came(wire: tuple[Any, ..
     if verb.fits(wire, LIMITS):
         assert all(type(key) is bytes and len(key) <= LIMITS.key_bytes_max for key, _ in wire)
         assert not any(key.startswith(RESERVED) for key, _ in wire)
-        assert verb.effect(wire, LIMITS) == Batch(tuple(Delete(k) if v is None else Put(k, v) for k, v in wire))
+        assert verb.effect(wire, LIMITS) == Batch(wire)
     else:
         assert len(wire) > LIMITS.batch_keys_max or any(
             type(pair) is not tuple
@@ -284,10 +284,10 @@ def check_safe(declared: Operation, arguments: tuple[object, ...]) -> None:
         return
     assert all(isinstance(subject, bytes) for subject in verb.subjects(arguments))
     assert isinstance(effect, Batch | Append | Replace) == declared.writes
-    keys = [write.key for write in effect.writes] if isinstance(effect, Batch) else [getattr(effect, "key", b"")]
+    keys = [key for key, _ in effect.writes] if isinstance(effect, Batch) else [getattr(effect, "key", b"")]
     assert not declared.writes or not any(key.startswith(RESERVED) for key in keys)
-    puts = [write for write in getattr(effect, "writes", ()) if isinstance(write, Put)]
-    assert all(len(put.key) <= LIMITS.key_bytes_max and len(put.value) <= LIMITS.value_bytes_max for put in puts)
+    puts = [(key, value) for key, value in getattr(effect, "writes", ()) if value is not None]
+    assert all(len(key) <= LIMITS.key_bytes_max and len(value) <= LIMITS.value_bytes_max for key, value in puts)
 
 
 @settings(max_examples=4 * settings().max_examples)  # they are cheap: the arguments are drawn once for all operations
@@ -305,4 +305,4 @@ def test_untrusted_arguments_are_refused_or_have_an_effect_that_is_safe(wire: tu
 def test_a_stored_document_is_what_json_dumps_writes(uuid: str, document: object) -> None:
     """The bytes on disk are those the original class writes."""
     effect = verbs.PutOne(APPOINTMENTS, values.encode).effect((uuid.encode(), values.encode(document)), Limits())
-    assert effect == Batch((Put(b"w" + uuid.encode(), json.dumps(document).encode()),))
+    assert effect == Batch(((b"w" + uuid.encode(), json.dumps(document).encode()),))

@@ -18,7 +18,6 @@ from dbmd.identities import BARRED, RECORDS, Completion, digest_of
 from dbmd.keyspaces import RESERVED
 from dbmd.protocol import Code, Outcome, Reply
 from dbmd.reserved import STATE_KEY
-from dbmd.storage import Put
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -99,33 +98,32 @@ class Checker:
         actual = dict(self.states[-1])
         fresh: dict[Identity, Completion] = {}
         sequence = None
-        for write in writes:
-            if not write.key.startswith(RESERVED):
-                if isinstance(write, Put):
-                    actual[write.key] = write.value
+        for key, value in writes:
+            if not key.startswith(RESERVED):
+                if value is not None:
+                    actual[key] = value
                 else:
-                    actual.pop(write.key, None)
-            elif write.key == STATE_KEY:
-                assert isinstance(write, Put)
-                sequence, uptime_ms = protocol.unpack(write.value)[1:]
+                    actual.pop(key, None)
+            elif key == STATE_KEY:
+                assert value is not None
+                sequence, uptime_ms = protocol.unpack(value)[1:]
                 self.that(sequence == self._sequence + 1, "groups count one by one", self._sequence, sequence)
                 self.that(uptime_ms >= self._uptime_ms, "the uptime never goes back", self._uptime_ms, uptime_ms)
                 self._sequence, self._uptime_ms = sequence, uptime_ms
             else:
-                self._record(write, fresh)
+                self._record(key[len(RECORDS.start) :], value, fresh)
         self.that(sequence is not None, "every group stores its number")
         self.that(len(self._records) <= self._limits.clients_remembered_max, "clients remembered are bounded")
         self._replay(fresh, actual)
         self.states.append(actual)
 
-    def _record(self, write: Write, fresh: dict[Identity, Completion]) -> None:
+    def _record(self, client: bytes, value: bytes | None, fresh: dict[Identity, Completion]) -> None:
         """Check one client's completion record."""
-        client = write.key[len(RECORDS.start) :]
-        if not isinstance(write, Put):
+        if value is None:
             self._records.pop(client, None)
             self._dropped.add(client)
             return
-        birth, _, floor, completed = protocol.unpack(write.value)[2:]
+        birth, _, floor, completed = protocol.unpack(value)[2:]
         another = birth != self._births.setdefault(client, birth) or client in self._dropped
         self.that(floor >= self._records.get(client, 0), "a floor never sinks")
         self._records[client] = floor

@@ -55,8 +55,8 @@ MUTANTS = (
         "identity in another batch",
         "an identity is recorded in the same batch as its effect",
         COMMIT,
-        "        writes = [*self._written.values(), *self.identities.writes(), state]\n",
-        "        writes = [*self._written.values(), *getattr(self, 'late', []), state]\n"
+        "        writes = [*self._written.items(), *self.identities.writes(), state]\n",
+        "        writes = [*self._written.items(), *getattr(self, 'late', []), state]\n"
         "        self.late = self.identities.writes()\n",
     ),
     Mutant(
@@ -204,7 +204,7 @@ MUTANTS = (
         "read-modify-write blind to admitted commands",
         "two appends to one list in one group both count",
         COMMIT,
-        "return write.value if isinstance(write, Put) else None",
+        "return self._written[key]",
         "return self._view.get(key)",
     ),
     Mutant(
@@ -297,10 +297,10 @@ MUTANTS = (
         "last delete in a group lost",
         "a batch is whole or absent",
         COMMIT,
-        "        writes = [*self._written.values(), *self.identities.writes(), state]\n",
-        "        writes = [*self._written.values(), *self.identities.writes(), state]\n"
-        "        last = next(reversed(self._written.values()), None)\n"
-        "        writes = [each for each in writes if isinstance(each, Put) or each is not last]\n",
+        "        writes = [*self._written.items(), *self.identities.writes(), state]\n",
+        "        writes = [*self._written.items(), *self.identities.writes(), state]\n"
+        "        last = next(reversed(self._written.items()), None)\n"
+        "        writes = [each for each in writes if each[1] is not None or each != last]\n",
     ),
     Mutant(
         "sent, and called never sent",
