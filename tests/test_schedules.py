@@ -7,8 +7,10 @@ first one holds, it gets on when that does. Whatever the schedule, what a caller
 
 from __future__ import annotations
 
+import dis
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +20,7 @@ import dbmd_client
 from dbmd import session
 from dbmd.protocol import Answer, Error, Outcome
 from dbmd_client import AppointmentsDBM, DbmdError, DeadlineError, UnknownOutcomeError
-from tests.daemon_process import DaemonProcess, private_runtime
+from tests.daemon_process import DaemonProcess, private_runtime, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -30,6 +32,7 @@ ROOMS = {str(Path(dbmd_client.__file__).parent / f"{room}.py") for room in ("cha
 ROOMS.add(session.__file__)
 BLOCKED_S = 0.01  # whoever has not ended by then is taken to need what the thread that is held has
 LONG_S = 20.0
+PLACES_MIN = 50  # where a handler may raise in the same
 LINES_MIN = 100  # a call has more lines than that in these rooms; fewer would say that nothing is traced
 
 
@@ -240,3 +243,74 @@ def test_a_load_whose_time_is_over_as_its_answer_comes(endpoint: str) -> None:
             return lambda: manager.load_entry("missing"), tell, check
 
         assert schedules(prepare) > LINES_MIN // 2
+
+
+STRIKES = frozenset(map(dis.opmap.__getitem__, ("RESUME", "CALL", "CALL_FUNCTION_EX", "JUMP_BACKWARD")))
+"""Behind these the interpreter looks whether a signal has come, and behind no other instruction."""
+
+
+class Struck(Exception):  # noqa: N818
+    """What a signal handler raises."""
+
+
+def struck(call: Callable[[], Any], number: int) -> bool:
+    """Make a call that a handler interrupts where one may, at that place of many; ``False`` says it ended before."""
+    places = 0
+    behind: dict[FrameType, int] = {}
+
+    def entered(frame: FrameType, _event: str, _arg: object) -> Any:  # noqa: ANN401 - the tracer of its instructions
+        if frame.f_code.co_filename not in ROOMS:
+            return None
+        frame.f_trace_opcodes = True
+        return traced
+
+    def traced(frame: FrameType, event: str, _arg: object) -> Any:  # noqa: ANN401
+        nonlocal places
+        if event == "opcode":
+            places += behind.get(frame) in STRIKES
+            behind[frame] = frame.f_code.co_code[frame.f_lasti]
+            if places == number:
+                places += 1
+                raise Struck
+        return traced
+
+    sys.settrace(entered)
+    try:
+        call()
+    except Struck:
+        return True
+    finally:
+        sys.settrace(None)
+    return False
+
+
+@pytest.mark.parametrize("name", ["store", "load"])
+def test_a_call_that_a_signal_handler_ends_anywhere_leaves_nothing_behind(name: str, endpoint: str) -> None:
+    """Wherever a handler may raise, its exception is what the caller sees, and the next call finds all as it was."""
+    with AppointmentsDBM(endpoint, timeout_s=LONG_S / 2) as manager:
+        channel: Any = manager._channel
+        commands, asked = channel._commands, channel._points
+        link = channel._links["writer" if name == "store" else "points"]
+        manager.store_watcher_appointment("here", {"n": 0})
+        number = 0
+
+        def call() -> object:
+            if name == "store":
+                return manager.store_watcher_appointment(f"struck{number}", {"n": number})
+            return manager.load_watcher_appointment("here")
+
+        call()
+        interrupted = True
+        while interrupted:
+            number += 1
+            interrupted = struck(call, number)
+            assert [*link._waiters, *link._deposed, *commands.queue] == [], number
+            assert (link._leader, link._pumping) == (None, False), number
+            with ThreadPoolExecutor(1) as another:
+                assert another.submit(link.lock.acquire, blocking=False).result(), number
+                another.submit(link.lock.release).result()
+            assert call()
+            until(lambda: call() and not asked.queries, "the answer to what was asked when the handler came")
+            commands.overdue(0)
+            assert not commands.begun, number
+        assert number > PLACES_MIN

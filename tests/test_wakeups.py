@@ -10,6 +10,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from zmq import zmq_poll
 
 from dbmd import protocol
 from dbmd.protocol import Page
@@ -215,6 +216,51 @@ def test_the_readers_last_lines_were_lost_when_the_writer_died(tmp_path: Path) -
         assert process.process is not None
         assert process.process.wait() == 1
         assert [line.get("operation") for line in process.log_lines()].count("load_entry") == 6
+
+
+def test_a_command_slept_on_though_its_window_had_room_again(tmp_path: Path) -> None:
+    """Who waits for room in the window goes out with the turn that takes in the reply which makes it."""
+    config = tmp_path / "dbmd.toml"
+    config.write_text("[limits]\nclient_window = 1\n")
+    arguments = ("--config", str(config))
+    with (
+        private_runtime() as folder,
+        DaemonProcess(tmp_path / "data", endpoint=f"ipc://{folder}/s", arguments=arguments) as process,
+        AppointmentsDBM(process.endpoint) as manager,
+    ):
+
+        def store(name: str) -> None:
+            for number in range(10):
+                manager.create_entry(f"{name}{number}", "value")
+
+        threads = [threading.Thread(target=store, args=(name,)) for name in "abc"]
+        started = time.monotonic()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert time.monotonic() - started < 10 * PROBE_MS / 1000
+
+
+def test_who_passes_by_left_what_its_own_turn_had_made_room_for(manager: AppointmentsDBM) -> None:
+    """Where a thread that is no leader takes in the reply that makes room, it sends what waits for that, too."""
+    link: Link = manager._channel._writer  # type: ignore[attr-defined]
+    commands = manager._channel._commands  # type: ignore[attr-defined]
+    first, second = Waiter(), Waiter()
+    commands.session._window = 1
+    with link.lock:
+        for key, waiter in ((b"k0000", first), (b"k0001", second)):
+            commands.queue.append((protocol.pack_body("create_entry", (key, b"v")), 1 << 40, waiter))
+        link.pump()
+        assert [*commands.begun] == [first]
+        until(lambda: zmq_poll(link._inbox, 0), "the reply")
+        link.pump()
+        assert first.done
+        assert [*commands.begun] == [second]
+        until(lambda: zmq_poll(link._inbox, 0), "the other")
+        link.pump()
+    assert second.done
+    assert not commands.begun
 
 
 class Struck:

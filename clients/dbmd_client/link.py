@@ -53,9 +53,8 @@ class Link:
         self.lock = RLock()
         self.endpoint = endpoint
         self.welcome: Welcome | None = None
-        self.greeting = False
+        self.greeting = self.closed = False
         self.refusal: Error | None = None
-        self.closed = False
         self.client = client
         self._process = process
         self._traffic, self._usual = traffic, traffic.usual
@@ -68,8 +67,7 @@ class Link:
         self._led_ms = self._looked_ms = 0
         self._pumping = False
         self._waiters: dict[Waiter, None] = {}
-        self._heard_ms = self._probed_ms = self._reset_ms = 0
-        self._silences = 0
+        self._heard_ms = self._probed_ms = self._reset_ms = self._silences = 0
         self._socket: zmq.Socket[bytes] | None = None
         self._inbox: list[tuple[Any, int]] = []
         self._poll = select.poll()
@@ -156,23 +154,25 @@ class Link:
             waiter.finish(CLOSED)
 
     def _exchange(self, socket: zmq.Socket[bytes], now: int) -> None:
-        traffic = self._traffic
         while True:
             greeted = self.greeting
             if greeted:
-                for frame in traffic.outgoing(now):
+                for frame in self._traffic.outgoing(now):
                     try:
                         _send(socket, frame, NOBLOCK)
                     except zmq.Again:
                         continue  # the queue is full: it goes out again when it is overdue
             # Asked, because an Again costs ten times as much; and so, because EVENTS costs four times as much.
+            come = False
             while zmq_poll(self._inbox, 0):
+                come = True
                 if self._receive(socket, now):
                     break
             if not self.greeting and (refusal := self._dialling.refusal()):
                 self._error(refusal)
                 self.drop()  # libzmq tries no more: the next call does
-            if not self.greeting or (greeted and not traffic.abandoned):
+            due = self._traffic.abandoned or (come and self._traffic.queue)  # what has come may have made room for it
+            if not self.greeting or (greeted and not due):
                 break
 
     def _receive(self, socket: zmq.Socket[bytes], now: int) -> bool:

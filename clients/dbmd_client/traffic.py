@@ -170,6 +170,7 @@ class Asked:
     """A reader's traffic: queries and scans by tag. Any thread may ask a query, without the link's lock."""
 
     usual = staticmethod(frequent.answers)
+    queue = ()  # nothing waits for room: it is found, or a query is refused
 
     def __init__(self) -> None:
         self.abandoned: deque[Pages] = deque()

@@ -70,6 +70,10 @@ class Traffic(Protocol):
     abandoned: deque[Any]
     """What nobody wants any more and the daemon is to hear of: any thread appends, without the lock."""
 
+    @property
+    def queue(self) -> Sequence[Any]:
+        """What waits for room, which an answer may make."""
+
     def outgoing(self, now_ms: int) -> Sequence[bytes]:
         """Return the frames that are due."""
 
