@@ -24,7 +24,7 @@ CommandsFields: TypeAlias = "tuple[bytes, int, int, Sequence[CommandFields]]"
 AnswerFields: TypeAlias = tuple[int, int, Any]
 ReplyFields: TypeAlias = tuple[int, int, int, bool, Any, int]
 RepliesFields: TypeAlias = "tuple[bytes, Sequence[ReplyFields]]"
-NOTHING = (None,) * 6
+NOTHING = (None,) * 4
 
 
 def queries(fields: Any) -> tuple[tuple[int, int, bytes], ...] | None:  # noqa: ANN401 - untrusted
@@ -54,7 +54,7 @@ def commands(fields: Any) -> CommandsFields | None:  # noqa: ANN401 - untrusted
         return None
     numbers = birth | floor
     for each in found:
-        number, attempt, deadline_ms, body = each if type(each) is tuple and len(each) == 4 else NOTHING[:4]  # noqa: PLR2004
+        number, attempt, deadline_ms, body = each if type(each) is tuple and len(each) == 4 else NOTHING  # noqa: PLR2004
         if not type(number) is type(attempt) is type(deadline_ms) is int or type(body) is not bytes:
             return None
         numbers |= number | attempt | deadline_ms
@@ -82,16 +82,15 @@ def replies(fields: Any) -> RepliesFields | None:  # noqa: ANN401 - untrusted
     if type(fields) is not tuple or len(fields) != 3:  # noqa: PLR2004
         return None
     kind, client, found = fields
-    if type(kind) is not int or kind != REPLIES or type(client) is not bytes or type(found) is not tuple:
+    known = type(kind) is int and kind == REPLIES and type(client) is bytes and type(found) is tuple
+    if not known or len(found) > ITEMS_MAX:
         return None
-    if len(found) > ITEMS_MAX:
-        return None
-    numbers = 0
     for each in found:
-        number, attempt, outcome, recorded, _, group = each if type(each) is tuple and len(each) == 6 else NOTHING  # noqa: PLR2004
+        if type(each) is not tuple or len(each) != 6:  # noqa: PLR2004
+            return None
+        number, attempt, outcome, recorded, _, group = each
         if type(number) is not int or type(attempt) is not int or type(outcome) is not int or type(group) is not int:
             return None
-        if type(recorded) is not bool:
+        if type(recorded) is not bool or (number | attempt | outcome | group) >> NUMBER_BITS:
             return None
-        numbers |= number | attempt | outcome | group
-    return None if numbers >> NUMBER_BITS else (client, found)
+    return client, found

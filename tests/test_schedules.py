@@ -32,7 +32,7 @@ ROOMS = {str(Path(dbmd_client.__file__).parent / f"{room}.py") for room in ("cha
 ROOMS.add(session.__file__)
 BLOCKED_S = 0.01  # whoever has not ended by then is taken to need what the thread that is held has
 LONG_S = 20.0
-PLACES_MIN = 50  # where a handler may raise in the same
+PLACES_MIN = 30  # where a handler may raise in the same
 LINES_MIN = 100  # a call has more lines than that in these rooms; fewer would say that nothing is traced
 
 
