@@ -71,7 +71,10 @@ class Writer(Actor):
         self._uptime_offset_ms = core.uptime_ms - clock_ms()
         self._kept_ms = self._saved_ms = clock_ms()
         self._delay = CommitDelay()
-        self._writers: set[bytes] = set()  # the connections of which a command came since the last commit
+        self._writers: set[object] = set()  # the processes of which a command came since the last commit
+        self._at_once: list[Told] = []
+        self._behind = False  # commands were left over: whoever comes now comes behind them
+        self._gathered_ms = self._gathered_us = 0
         limits = nature.limits
         self._free_bytes_min, self._looked_ms = limits.disk_free_bytes_min, 0
         self._turns: Turns[tuple[Ticket, CommandsFields, CommandFields]] = Turns(
@@ -126,29 +129,30 @@ class Writer(Actor):
 
     def _gather(self) -> int:
         """Take in what has come, and admit one command of each process in turn until the group is full; say when."""
-        self.drain()
         now_ms, turns, core = clock_ms(), self._turns, self._core
-        if not turns.waiting:
-            return now_ms
         if now_ms - self._looked_ms >= DISK_LOOK_MS:
             self._looked_ms = now_ms
             core.disk_low = self._store.free_bytes() < self._free_bytes_min
-        uptime_ms = now_ms + self._uptime_offset_ms
-        begun_us = now_us() if turns.waiting > 1 else 0
-        at_once: list[Told] = []
-        while not core.full:
+        self._gathered_ms, self._gathered_us, self._behind = now_ms, now_us(), bool(turns.waiting)
+        self.drain()
+        while turns.waiting and not core.full:
             ticket, frame, command = turns.take()
             peer = self.peers.get(ticket.route)
             # Without: it said goodbye, or is gone. A copy that is left behind must not be taken for new.
             if peer is not None and peer.client == frame[0]:
-                told = core.admit(ticket, frame, command, now_ms, uptime_ms, peer.grant)
-                if told is not None:
-                    at_once.append(told)
-            if not turns.waiting or now_us() - begun_us >= WORK_US_MAX:
+                self._admit(ticket, frame, command, peer)
+            if now_us() - self._gathered_us >= WORK_US_MAX:
                 break
-        if at_once:
-            self._answer_at_once(at_once)
+        if self._at_once:
+            told, self._at_once = self._at_once, []
+            self._answer_at_once(told)
         return now_ms
+
+    def _admit(self, ticket: Ticket, frame: CommandsFields, command: CommandFields, peer: Peer) -> None:
+        now_ms = self._gathered_ms
+        told = self._core.admit(ticket, frame, command, now_ms, now_ms + self._uptime_offset_ms, peer.grant)
+        if told is not None:
+            self._at_once.append(told)
 
     def _due(self, now_ms: int) -> bool:
         self._kept_ms = now_ms
@@ -219,9 +223,18 @@ class Writer(Actor):
     def _queue(self, route: bytes, peer: Peer, frame: CommandsFields, arrived_us: int) -> None:
         if frame[0] != peer.client:
             peer.must_be(frame[0])
-        self._writers.add(route)
-        ticket, sender = new(Ticket, (route, arrived_us)), peer.sender
-        for command in frame[3]:
+        ticket, sender, commands = new(Ticket, (route, arrived_us)), peer.sender, frame[3]
+        if sender not in self._writers:
+            self._writers.add(sender)
+            # The first of each process in a group has the first turn in any case.
+            if (
+                len(commands) == 1
+                and not (self._behind or self._core.full)
+                and arrived_us - self._gathered_us < WORK_US_MAX
+            ):
+                self._admit(ticket, frame, commands[0], peer)
+                return
+        for command in commands:
             self._turns.add(sender, (ticket, frame, command), len(command[3]))
 
     def handle(self, route: bytes, peer: Peer, message: protocol.Message, arrived_us: int) -> None:
