@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -13,11 +14,12 @@ from dbmd import delay as delay_room
 from dbmd import protocol
 from dbmd.access import OPERATOR, Grant
 from dbmd.actors import actor as actor_room
+from dbmd.actors import writer as writer_room
 from dbmd.actors.actor import Nature
 from dbmd.actors.peers import Origin, Peer
 from dbmd.actors.reader import BUSY_MS, GIVES_WAY_MS, Reader, Source
 from dbmd.limits import Limits
-from dbmd.protocol import Command, Commands, Outcome, ScanRequest
+from dbmd.protocol import CLIENT_ID_BYTES, Command, Commands, Outcome, ScanRequest
 from dbmd.storage import MemoryStore
 from dbmd.turns import Turns
 from dbmd_client import AppointmentsDBM
@@ -99,6 +101,39 @@ def test_the_count_sees_what_is_unfair(name: str, broken: Any, monkeypatch: pyte
     crowd = SimulatedCrowd(0, GROUP_COMMANDS_MAX)
     crowd.live(STORES_FEW)
     assert max([*crowd.waited, crowd.waiting]) > GROUPS_WAITED_MAX, crowd.waited
+
+
+@pytest.fixture
+def crowd(timeless: None) -> Iterator[SimulatedCrowd]:  # noqa: ARG001
+    """Give a writer whose turns the test takes."""
+    crowd = SimulatedCrowd(0, GROUP_COMMANDS_MAX)
+    crowd.writer.turn()  # hears who says hello
+    yield crowd
+    for actor in (crowd.writer, crowd._reader):
+        os.close(actor._wake)
+
+
+def test_a_group_waits_for_nobody_while_commands_wait_for_theirs(
+    crowd: SimulatedCrowd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that was full of work would else take as much again, and everybody wait for both."""
+    monkeypatch.setattr(writer_room, "WORK_US_MAX", 0)
+    waiting: list[int] = []
+    monkeypatch.setattr(crowd.writer._delay, "worth_us", lambda _come: waiting.append(crowd.writer._turns.waiting))
+    crowd._greedy()
+    while not waiting:
+        crowd.writer.turn()
+    assert waiting == [0]
+    assert crowd.writer.counts["groups"] > 1
+
+
+def test_who_is_answered_at_once_is_not_kept_for_the_next_group(crowd: SimulatedCrowd) -> None:
+    """There may be none for an hour, and each of his connections has a name of its own."""
+    writer, (late, *_) = crowd.writer, crowd._frame(b"meek", range(1, 2), 1).commands
+    crowd.mailbox.arrive(b"meek", Commands(b"meek".ljust(CLIENT_ID_BYTES, b"."), 0, 1, [late._replace(deadline_ms=0)]))
+    writer.turn()
+    assert writer.counts["answered_at_once"] == 1
+    assert not writer._writers
 
 
 @contextmanager

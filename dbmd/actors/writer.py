@@ -106,11 +106,13 @@ class Writer(Actor):
         """Gather, commit, answer: one group."""
         core = self._core
         now_ms = self._gather()
-        if core.gathered and (delay_us := self._delay.worth_us(len(self._writers))):
+        if core.gathered and not self._turns.waiting and (delay_us := self._delay.worth_us(len(self._writers))):
             now_ms = self._gather_more(delay_us)
         housekeeping = now_ms - self._kept_ms >= HOUSEKEEPING_MS and self._due(now_ms)
         if housekeeping or core.gathered:
             self._commit(now_ms, housekeeping=housekeeping)
+        else:
+            self._writers.clear()  # nobody's command came, or each was answered at once
 
     def patience_ms(self) -> int:
         """Return how long the next turn may wait: not at all while commands wait for theirs."""
