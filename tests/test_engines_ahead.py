@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import plyvel
 import pytest
 
-from dbmd.engines import logs
+from dbmd.engines import OpenRefusedError, logs
 from dbmd.engines.ahead import BATCH_BYTES_MAX, CHUNK_BYTES, Ahead
 from dbmd.engines.leveldb import LevelDB
 from dbmd.storage import Range
@@ -80,7 +80,7 @@ def test_a_batch_that_was_cut_in_the_zeros_is_dropped_alone(database: LevelDB, t
     written = len(data.rstrip(b"\0"))
     log.write_bytes(data[: written - 512] + bytes(len(data) - written + 512))
     with closing(LevelDB.open(str(copy))) as opened:
-        assert opened.torn_bytes > 0
+        assert 0 < opened.torn_bytes < logs.BLOCK_BYTES  # and not the room
         assert len(list(opened.scan(EVERYTHING))) == 49
 
 
@@ -114,6 +114,29 @@ def test_an_older_live_log_may_end_in_zeros(database: LevelDB, tmp_path: Path) -
         assert [key for key, _ in opened.scan(EVERYTHING)] == [b"000001", b"000002"]
 
 
+@pytest.mark.parametrize("lost", ["the last batch", "all of it"])
+def test_an_older_live_log_that_lost_what_was_synced_to_zeros_is_damaged(
+    database: LevelDB, tmp_path: Path, lost: str
+) -> None:
+    """Its zeros look like room; but a batch numbers its writes on from the one before, and the next log's does not."""
+    for number in range(3):
+        store(database, number)
+    copy = tmp_path / "copy"
+    shutil.copytree(database.path, copy)
+    older = log_of(database)
+    kept: list[bytes] = []
+    logs.survey(str(older), keep=kept)
+    left = logs.encode(kept[:1] if lost == "the last batch" else [])
+    (copy / older.name).write_bytes(left + bytes(CHUNK_BYTES - len(left)))
+    newer = copy / f"{int(older.stem) + 1:06}.log"
+    newer.write_bytes(logs.encode(kept[2:]) + bytes(CHUNK_BYTES))
+    with pytest.raises(OpenRefusedError, match="does not continue"):
+        LevelDB.open(str(copy))
+    newer.write_bytes(logs.encode(kept[2:])[:-9] + bytes(CHUNK_BYTES))  # no batch begins there but a torn one
+    with closing(LevelDB.open(str(copy))) as opened:
+        assert opened.torn_bytes > 0
+
+
 def test_a_large_batch_gets_no_room_of_its_own(database: LevelDB) -> None:
     """It uses what is there; zeros for it would double what is written."""
     size = BATCH_BYTES_MAX + 1
@@ -143,8 +166,22 @@ def test_where_no_zeros_can_be_written_the_log_grows(database: LevelDB, monkeypa
 def test_without_a_log_nothing_is_reserved(tmp_path: Path) -> None:
     """Nor is that an error, or what else there is a log."""
     room = Ahead(str(tmp_path))
-    other = tmp_path / "other.log"
-    other.touch()
+    other, short = tmp_path / "other.log", tmp_path / "5.log"
+    for each in (other, short):
+        each.touch()
     room.reserve(1)
-    assert [*tmp_path.iterdir()] == [other]
+    assert {*tmp_path.iterdir()} == {other, short}
+    assert not other.stat().st_size
+    assert not short.stat().st_size
+
+
+def test_what_is_no_file_is_no_log(database: LevelDB, tmp_path: Path) -> None:
+    """A pipe of such a name would be waited for, and what a link leads to is not the database's."""
+    os.mkfifo(f"{database.path}/999998.log")
+    other = tmp_path / "other"
+    other.touch()
+    Path(database.path, "999999.log").symlink_to(other)
+    log = min(Path(database.path).glob("*.log"))
+    store(database, 1)
+    assert log.stat().st_size == CHUNK_BYTES
     assert not other.stat().st_size

@@ -11,11 +11,13 @@ told of a failure; without zeros the log grows as ever.
 from __future__ import annotations
 
 import os
+import re
 from contextlib import suppress
 
 CHUNK_BYTES = 1 << 20  # room for 700 stores of 1.3 kB; the sync of the first of them takes a millisecond more
 BATCH_BYTES_MAX = 1 << 16  # a larger batch takes longer than its file to grow, and zeros would double what is written
 RECORD_BYTES = 16  # of headers in the log, two or three of 7: what is thought to be there must not be less
+_LOG = re.compile(r"[0-9]{6,}\.log")  # a file: to open a pipe of that name would be to wait for its reader
 _ZEROS = bytes(CHUNK_BYTES)
 
 
@@ -35,9 +37,9 @@ class Ahead:
 
     def _extend(self) -> None:
         with os.scandir(self._path) as entries:  # LevelDB may have begun another log since
-            numbers = [each.name[:-4] for each in entries if each.name.endswith(".log") and each.name[:-4].isdecimal()]
-        newest = f"{self._path}/{max(numbers, key=int, default='')}.log"
-        log = os.open(newest, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+            logs = [each.name for each in entries if _LOG.fullmatch(each.name) and each.is_file(follow_symlinks=False)]
+        newest = max(logs, key=lambda name: int(name[:-4]), default="")
+        log = os.open(f"{self._path}/{newest}", os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             os.write(log, _ZEROS)
         finally:

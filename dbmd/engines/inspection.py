@@ -103,7 +103,7 @@ def _live_logs(path: str, sizes: dict[str, int], found: Manifest) -> tuple[str, 
 
 def _survey(path: str, names: tuple[str, ...], suspect: re.Pattern[bytes] | None) -> tuple[int, bool]:
     """Survey the live logs as the one sequence they are; return the bytes of a torn tail, or refuse damage."""
-    torn_bytes, torn, suspected = 0, "", False
+    torn_bytes, torn, suspected, roomy = 0, "", False, ""
     for name in names:
         found = logs.survey(str(Path(path) / name), record_bytes_min=logs.BATCH_BYTES_MIN, suspect=suspect)
         suspected = suspected or found.suspected
@@ -112,6 +112,20 @@ def _survey(path: str, names: tuple[str, ...], suspect: re.Pattern[bytes] | None
             torn = f"{name} has a bad record at byte {found.bad_at}"
         if later_at is not None:
             raise damaged(path, f"{torn}, and another batch begins behind it, at byte {later_at} of {name}")
+        if roomy and found.records and not _continues(path, roomy, name):
+            raise damaged(path, f"{roomy} ends in zeros, and the first batch of {name} does not continue what it holds")
+        roomy = name if found.room_bytes else ""
         if torn:
-            torn_bytes += found.size_bytes - (found.bad_at or 0)
+            torn_bytes += found.size_bytes - found.room_bytes - (found.bad_at or 0)
     return torn_bytes, suspected
+
+
+def _continues(path: str, older: str, newer: str) -> bool:
+    """Say whether a log's first batch numbers its writes on from another's last: else that one's last are zeros now."""
+    batches: tuple[list[bytes], list[bytes]] = ([], [])
+    for name, keep in zip((older, newer), batches, strict=True):
+        logs.survey(str(Path(path) / name), record_bytes_min=logs.BATCH_BYTES_MIN, keep=keep)
+    if not batches[0]:
+        return False
+    (last, count), (first, _) = (logs.BATCH_HEADER.unpack_from(each) for each in (batches[0][-1], batches[1][0]))
+    return bool(first == last + count)

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 BLOCK_BYTES = 32 * 1024
 READ_BYTES = 32 * BLOCK_BYTES  # what is in memory at once: large enough to hide the system calls
-BATCH_BYTES_MIN = 12  # a batch opens with its sequence number and its count
+BATCH_HEADER = struct.Struct("<QI")  # a batch opens with the sequence number of its first write, and their count
+BATCH_BYTES_MIN = BATCH_HEADER.size
 BAD, FULL, FIRST, MIDDLE, LAST, CUT, BLANK = range(7)
 
 HEADER = struct.Struct("<IHB")  # masked crc32c of kind and payload, payload bytes, kind
@@ -47,8 +48,9 @@ class Survey:
     """What one log holds; offsets are bytes from its start."""
 
     size_bytes: int
+    room_bytes: int  # of it that are zeros to the end, be they room ahead or never written
     records: int
-    bad_at: int | None  # where the first record begins that is not whole; zeros to the end are none, but room ahead
+    bad_at: int | None  # where the first record begins that is not whole; room is none
     start_at: int | None  # the first batch, whole or not, that begins in this log
     later_start_at: int | None  # the first batch that begins behind ``bad_at``
     cut: bool  # nothing is wrong but that the file ends early, which LevelDB takes for its end
@@ -122,7 +124,8 @@ class _Surveyor:
         self.bad_at: int | None = None
         self.start_at: int | None = None
         self.later_start_at: int | None = None
-        self.cut = self.blank = True
+        self.room_at: int | None = None
+        self.cut = True
 
     def begin(self, offset: int) -> None:
         """Take up a record; an empty FIRST before it is no fault, early writers left one at a block's end."""
@@ -131,15 +134,18 @@ class _Surveyor:
         if self.start_at is None:
             self.start_at = offset
         if self.bad_at is not None and self.later_start_at is None:
-            self.later_start_at, self.blank = offset, False
-        self.begun_at, self.length, self.parts = offset, 0, []
+            self.later_start_at = offset
+        self.begun_at, self.room_at, self.length, self.parts = offset, None, 0, []
 
     def fault(self, offset: int, *, cut: bool, blank: bool = False) -> None:
         """Give up the record in hand; the first fault is the one that counts."""
         if self.bad_at is None:
             self.bad_at = offset if self.begun_at is None else self.begun_at
         self.cut = self.cut and cut
-        self.blank = self.blank and blank and self.begun_at is None
+        if not blank:
+            self.room_at = None
+        elif self.room_at is None:
+            self.room_at = offset
         self.begun_at = None
 
     def take(self, payload: bytes | memoryview) -> None:
@@ -195,11 +201,13 @@ def survey(
             state.finish(offset)
     if state.begun_at is not None:
         state.fault(offset, cut=True)
-    if state.blank:
+    if state.bad_at == state.room_at:
         state.bad_at = None
     cut = state.cut and state.bad_at is not None and state.later_start_at is None
+    size_bytes = Path(path).stat().st_size
     return Survey(
-        Path(path).stat().st_size,
+        size_bytes,
+        0 if state.room_at is None else size_bytes - state.room_at,
         state.records,
         state.bad_at,
         state.start_at,

@@ -81,7 +81,7 @@ def _copy(source: Path, target: Path) -> int:
             if found.bad_at is not None:
                 whole = logs.encode(batches)
                 (target / name).write_bytes(whole)
-                dropped_bytes += max(0, found.size_bytes - len(whole))
+                dropped_bytes += max(0, found.size_bytes - found.room_bytes - len(whole))
                 continue
         shutil.copyfile(source / name, target / name)
     return dropped_bytes

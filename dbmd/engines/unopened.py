@@ -8,7 +8,6 @@ pattern that the caller gives was found in it (20 ms for 30 MB).
 
 from __future__ import annotations
 
-import struct
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
 
     from dbmd.engines.inspection import Inspection
     from dbmd.storage import Guard, Range
-
-_BATCH_HEADER = struct.Struct("<QI")  # the sequence number of the first write, and how many there are
 
 
 def examine(path: str, found: Inspection, guard: Guard) -> None:
@@ -70,8 +67,8 @@ def _from_logs(path: str, found: Inspection, span: Range) -> Iterator[Version]:
 
 def _writes(batch: bytes) -> Iterator[Version]:
     """Yield the writes of one batch (LevelDB's db/write_batch.cc); raises ``IndexError`` or ``ValueError``."""
-    sequence, count = _BATCH_HEADER.unpack_from(batch)
-    at, first = _BATCH_HEADER.size, sequence
+    sequence, count = logs.BATCH_HEADER.unpack_from(batch)
+    at, first = logs.BATCH_HEADER.size, sequence
     while at < len(batch):
         kind, value = batch[at], None
         key, at = text(batch, at + 1)
