@@ -345,6 +345,21 @@ def test_a_torn_manifest_opens(tmp_path: Path) -> None:
         assert list(ours.scan(ALL)) == RECORDS
 
 
+def test_a_manifest_that_was_torn_between_two_blocks_opens(tmp_path: Path) -> None:
+    """Of an edit that was never synced a whole first fragment is there, and zeros: LevelDB alone minds those."""
+    path = to_tables(original(tmp_path / "db"))
+    manifest = max(path.glob("MANIFEST-*"))
+    kept: list[bytes] = []
+    logs.survey(str(manifest), keep=kept)
+    pointer = b"\x05\x01" + b"\xc0\x0c" + b"k" * 1600
+    while len(logs.encode([*kept, pointer])) < logs.BLOCK_BYTES:
+        kept.append(pointer)
+    whole = logs.encode([*kept, pointer])
+    manifest.write_bytes(whole[: logs.BLOCK_BYTES] + bytes(len(whole) - logs.BLOCK_BYTES))
+    with closing(LevelDB.open(str(path))) as ours:
+        assert list(ours.scan(ALL)) == RECORDS
+
+
 @pytest.mark.parametrize("tail", [b"", b"\0" * 5000, b"\x01" * 70_000, bytes(range(256)) * 40])
 @pytest.mark.parametrize("cut", [1, 8, 1300, 33_000, 100_001])
 def test_a_torn_tail_opens_and_is_counted(cut: int, tail: bytes, tmp_path: Path) -> None:
@@ -594,9 +609,10 @@ def test_clean_makes_nothing(tmp_path: Path) -> None:
 
 
 def test_a_repair_saves_every_whole_batch_of_a_copy(tmp_path: Path) -> None:
-    """A flipped byte costs the one batch it hit; the source is untouched, and no hurt value comes through."""
+    """A flipped byte costs the one batch it hit, and no room; the source is untouched, no hurt value comes through."""
     path = original(tmp_path / "db")
     log = log_of(path)
+    log.write_bytes(log.read_bytes() + bytes(1 << 20))
     at = log.read_bytes().index(RECORDS[200][1]) + 100
     flip(log, at)
     before = contents(path)

@@ -135,7 +135,7 @@ def read(path: str, sizes: dict[str, int]) -> Manifest:
     torn = found.cut or (found.later_start_at is None and _lacks_sectors(Path(path) / name, found.bad_at))
     if found.bad_at is not None and not torn:
         raise damaged(path, f"{name} has a bad record at byte {found.bad_at}")
-    manifest = Manifest(name=name, torn_at=None if found.cut else found.bad_at)
+    manifest = Manifest(name=name, torn_at=found.bad_at)
     try:
         for edit in edits:
             _apply(manifest, edit)
