@@ -1,7 +1,7 @@
 """
 The floor: a point load and a store that do what none can do without, each side one straight loop of Python over pyzmq.
 
-It has the product's wire, checks, LevelDB, lock and log lines, one sync for what has come and a record of each outcome,
+It has the product's wire, checks, LevelDB with room ahead, lock and log lines, one sync for what has come, a record of each outcome,
 and nothing that a day without trouble does not need: no session, repeat, reconnection, second thread, scan, turn, role
 or refusal. What lies between it and pyzmq alone is the price of the language; what lies between it and dbmd is the
 price of the rest.
@@ -25,6 +25,7 @@ from zmq import zmq_poll
 from zmq.backend import Socket as Backend
 
 from dbmd import protocol, values
+from dbmd.engines.ahead import Ahead
 from dbmd.frequent import ANSWERS, COMMANDS, QUERIES, REPLIES, answers, commands, queries, replies
 from dbmd.limits import MIB
 from dbmd.log import open_log
@@ -129,6 +130,7 @@ class _Server:
     def __init__(self, endpoint: str, path: str) -> None:
         self._log = open_log(_Table(f"{path}.log"), 8 * MIB)
         self._database = plyvel.DB(path, create_if_missing=True, compression=None, write_buffer_size=32 * MIB)
+        self._ahead = Ahead(path)
         self._socket = zmq.Context().socket(zmq.ROUTER)
         self._socket.bind(endpoint)
         self._inbox, self._poll = [(self._socket, int(zmq.POLLIN))], _sleeper(self._socket)
@@ -183,6 +185,7 @@ class _Server:
             batch.put(key, value)
             batch.put(b"\xff\xfe" + client, end)
         batch.put(b"\xff\xfe", protocol.pack((self._group, _now_ms())))
+        self._ahead.reserve(batch.approximate_size())
         batch.write()
         for route, key, _, number, client, _, arrived_us in self._stored:
             self._answer(route, (REPLIES, client, ((number, 1, 0, True, None, self._group),)))
