@@ -1,10 +1,10 @@
 """
 The floor: a point load and a store that do what none can do without, each side one straight loop of Python over pyzmq.
 
-It has the product's wire, checks, LevelDB with room ahead, lock and log lines, one sync for what has come, a record of each outcome,
-and nothing that a day without trouble does not need: no session, repeat, reconnection, second thread, scan, turn, role
-or refusal. What lies between it and pyzmq alone is the price of the language; what lies between it and dbmd is the
-price of the rest.
+It has the product's wire, checks, LevelDB with room ahead, lock and log lines, one sync for what has come, a record of
+each outcome, and nothing that a day without trouble does not need: no session, repeat, reconnection, second thread,
+scan, turn, role or refusal. What lies between it and pyzmq alone is the price of the language; what lies between it and
+dbmd is the price of the rest.
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ def points(records: list[Record], count: int, rng: Random) -> list[int]:
 
 def _kind(problem: str) -> str:
     """Return a problem without what differs from disk to disk."""
-    if not problem.startswith("does not open"):
+    if not problem.startswith("does not"):
         return "opens with wrong records"
     reason = problem.partition(" is damaged: ")[2].partition(". Nothing")[0] or problem
     return re.sub(r"\d+", "N", reason)

@@ -44,9 +44,12 @@ class Witness:
         except OpenRefusedError as refused:
             return Verdict(0, 0, [f"does not open: {refused}"])
         with closing(database):
-            GroupCommit(database, Limits())
-            everything = database.scan(Range(b"", None))
-            records = [(key, value) for key, value in everything if not RESERVED_RANGE.holds(key)]
+            try:
+                GroupCommit(database, Limits())
+                everything = database.scan(Range(b"", None))
+                records = [(key, value) for key, value in everything if not RESERVED_RANGE.holds(key)]
+            except database.read_errors as error:  # a table that was never synced
+                return Verdict(database.torn_bytes, 0, [f"does not read: {error}"])
         owned, shared = script.parts(records, self._histories)
         problems: list[str] = []
         lost = sum(self._owner(owner, owned[owner], cut, problems) for owner in self._histories)
