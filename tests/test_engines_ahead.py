@@ -167,11 +167,12 @@ def test_where_no_zeros_can_be_written_the_log_grows(database: LevelDB, monkeypa
 
 def test_without_a_log_nothing_is_reserved(tmp_path: Path) -> None:
     """Nor is that an error, or what else there is a log."""
-    room = Ahead(str(tmp_path))
+    directory = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
     other, short = tmp_path / "other.log", tmp_path / "5.log"
     for each in (other, short):
         each.touch()
-    room.reserve(1)
+    Ahead(directory).reserve(1)
+    os.close(directory)
     assert {*tmp_path.iterdir()} == {other, short}
     assert not other.stat().st_size
     assert not short.stat().st_size
@@ -187,3 +188,16 @@ def test_what_is_no_file_is_no_log(database: LevelDB, tmp_path: Path) -> None:
     store(database, 1)
     assert log.stat().st_size == CHUNK_BYTES
     assert not other.stat().st_size
+
+
+def test_another_directory_in_the_place_is_not_touched(database: LevelDB, tmp_path: Path) -> None:
+    """A backup that was put there is not this database, though it has the name."""
+    store(database, 1)
+    moved = tmp_path / "moved"
+    Path(database.path).rename(moved)
+    shutil.copytree(moved, database.path)
+    before = log_of(database).stat().st_size
+    for number in range(CHUNK_BYTES // len(VALUE)):
+        assert not database.commit([(b"%06d" % number, VALUE)])
+    assert log_of(database).stat().st_size == before
+    assert max(moved.glob("*.log")).stat().st_size > before

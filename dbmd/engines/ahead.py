@@ -22,10 +22,10 @@ _ZEROS = bytes(CHUNK_BYTES)
 
 
 class Ahead:
-    """The room in the newest log of a directory; it belongs to whoever commits."""
+    """The room in the newest log of a directory, named by its descriptor; it belongs to whoever commits."""
 
-    def __init__(self, path: str) -> None:
-        self._path = path
+    def __init__(self, directory: int) -> None:
+        self._directory = directory
         self._room = 0
 
     def reserve(self, batch_bytes: int) -> None:
@@ -36,10 +36,11 @@ class Ahead:
                 self._extend()
 
     def _extend(self) -> None:
-        with os.scandir(self._path) as entries:  # LevelDB may have begun another log since
+        with os.scandir(self._directory) as entries:  # LevelDB may have begun another log since
             logs = [each.name for each in entries if _LOG.fullmatch(each.name) and each.is_file(follow_symlinks=False)]
         newest = max(logs, key=lambda name: int(name[:-4]), default="")
-        log = os.open(f"{self._path}/{newest}", os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC)
+        flags = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+        log = os.open(newest, flags, dir_fd=self._directory)
         try:
             os.write(log, _ZEROS)
         finally:

@@ -119,10 +119,10 @@ class LevelDB:
             self._place = _inode(os.fstat(self._lock))
             self._settled = self._changed = (0, 0, 0)  # the directory as it was found settled, and last changed
             self._sure = 0.0  # until then an equal time proves nothing
-            self._ahead = Ahead(self.path)
             try:
                 self._directory = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
                 undo.callback(os.close, self._directory)
+                self._ahead = Ahead(self._directory)  # not by the path: it may come to lead to another's
                 self._settle(_state(os.stat(self.path)))  # noqa: PTH116
             except OSError as error:
                 raise unreadable(self.path, error) from error

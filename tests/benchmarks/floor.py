@@ -130,7 +130,7 @@ class _Server:
     def __init__(self, endpoint: str, path: str) -> None:
         self._log = open_log(_Table(f"{path}.log"), 8 * MIB)
         self._database = plyvel.DB(path, create_if_missing=True, compression=None, write_buffer_size=32 * MIB)
-        self._ahead = Ahead(path)
+        self._ahead = Ahead(os.open(path, os.O_RDONLY | os.O_DIRECTORY))
         self._socket = zmq.Context().socket(zmq.ROUTER)
         self._socket.bind(endpoint)
         self._inbox, self._poll = [(self._socket, int(zmq.POLLIN))], _sleeper(self._socket)
