@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import plyvel
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dbmd.engines import OpenRefusedError, logs
 from dbmd.engines.ahead import BATCH_BYTES_MAX, CHUNK_BYTES, Ahead
@@ -20,6 +22,7 @@ from tests.daemon_process import until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from random import Random
 
 VALUE = b"v" * 1_000
 EVERYTHING = Range(b"", None)
@@ -85,6 +88,36 @@ def test_a_batch_that_was_cut_in_the_zeros_is_dropped_alone(database: LevelDB, t
         assert len(list(opened.scan(EVERYTHING))) == 49
 
 
+@given(
+    sizes=st.lists(st.sampled_from([0, 700, 32_700, 32_720, 32_740, 70_000]), min_size=1, max_size=4),
+    room=st.sampled_from([0, 3, 500, 40_000]),
+    unit=st.sampled_from([1, 512, 4096]),
+    lost=st.randoms(use_true_random=False),
+)
+def test_what_a_power_cut_leaves_of_the_last_batch_is_read_as_leveldb_reads_it(
+    sizes: list[int], room: int, unit: int, lost: Random, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Whatever of it became zeros, all others are there; and where nothing is told to be torn LevelDB minds nothing."""
+    folder, kept = tmp_path_factory.mktemp("cut"), list[bytes]()
+    with closing(LevelDB.open(str(folder / "ours"))) as database:
+        for number, size in enumerate(sizes):
+            store(database, number, os.urandom(size // 2) + bytes(size - size // 2))
+        log = log_of(database)
+    logs.survey(str(log), keep=kept)
+    data, begin = bytearray(logs.encode(kept)), len(logs.encode(kept[:-1]))
+    part = lost.random()
+    for at in range(begin - begin % unit, len(data), unit):
+        if lost.random() < part:
+            data[max(at, begin) : at + unit] = bytes(len(data[max(at, begin) : at + unit]))
+    log.write_bytes(data + bytes(room))
+    shutil.copytree(folder / "ours", folder / "theirs")
+    with closing(LevelDB.open(str(folder / "ours"))) as ours:
+        found, torn_bytes = list(ours.scan(EVERYTHING)), ours.torn_bytes
+    with closing(plyvel.DB(str(folder / "theirs"), paranoid_checks=not torn_bytes)) as theirs:
+        assert list(theirs.iterator()) == found
+    assert len(found) - len(sizes) in {0, -1}
+
+
 def test_the_next_log_has_room_too(tmp_path: Path) -> None:
     """LevelDB begins another when its write buffer is full; the old one ends in zeros, and nothing is torn."""
     with closing(LevelDB.open(str(tmp_path / "database"), write_buffer_bytes=4 * CHUNK_BYTES)) as database:
@@ -137,6 +170,14 @@ def test_an_older_live_log_that_lost_what_was_synced_to_zeros_is_damaged(
     newer.write_bytes(logs.encode(kept[2:])[:-9] + bytes(CHUNK_BYTES))  # no batch begins there but a torn one
     with closing(LevelDB.open(str(copy))) as opened:
         assert opened.torn_bytes > 0
+
+
+def test_a_small_log_gets_no_more_room_than_it_takes(tmp_path: Path) -> None:
+    """Else most logs of a small write buffer had none, and no test that crashes with one would meet it."""
+    size = CHUNK_BYTES // 16
+    with closing(LevelDB.open(str(tmp_path / "database"), write_buffer_bytes=size)) as database:
+        store(database, 1)
+        assert log_of(database).stat().st_size == size
 
 
 def test_a_large_batch_gets_no_room_of_its_own(database: LevelDB) -> None:

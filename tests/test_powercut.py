@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.powercut.disk import Disk, Model
-from tests.powercut.journal import Did, Record
+from tests.powercut.journal import Did, Record, read
 from tests.powercut.library import compiler, leave_nothing
 from tests.powercut.rig import Rig
-from tests.powercut.run import Plan, run
+from tests.powercut.run import WRITE_BUFFER_BYTES, Plan, run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,6 +47,9 @@ def test_a_power_cut_loses_nothing_acknowledged(folder: Path) -> None:
     made = run(Plan(clients=2, load_s=0.5, kills=1), folder)
     report = Rig(made, folder, Random(SEED)).cut(Model.EXT4, 30, openings_every=15)  # noqa: S311
     assert made.acknowledged > 80
+    room = [each for each in read(made.journal) if each.did is Did.WRITTEN and len(each.data) == WRITE_BUFFER_BYTES]
+    assert room, "the journal knows of no zeros ahead of a log"
+    assert not any(any(each.data) for each in room)
     assert (report.lost, report.bad) == (0, 0), report.problems
 
 

@@ -18,14 +18,15 @@ CHUNK_BYTES = 1 << 20  # room for 700 stores of 1.3 kB; the sync of the first of
 BATCH_BYTES_MAX = 1 << 16  # a larger batch takes longer than its file to grow, and zeros would double what is written
 RECORD_BYTES = 16  # of headers in the log, two or three of 7: what is thought to be there must not be less
 _LOG = re.compile(r"[0-9]{6,}\.log")  # a file: to open a pipe of that name would be to wait for its reader
-_ZEROS = bytes(CHUNK_BYTES)
 
 
 class Ahead:
     """The room in the newest log of a directory, named by its descriptor; it belongs to whoever commits."""
 
-    def __init__(self, directory: int) -> None:
+    def __init__(self, directory: int, log_bytes: int = CHUNK_BYTES) -> None:
+        """Know the directory, and how long its logs become: room is not for more than one of them."""
         self._directory = directory
+        self._zeros = bytes(min(CHUNK_BYTES, log_bytes))
         self._room = 0
 
     def reserve(self, batch_bytes: int) -> None:
@@ -42,7 +43,7 @@ class Ahead:
         flags = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
         log = os.open(newest, flags, dir_fd=self._directory)
         try:
-            os.write(log, _ZEROS)
+            os.write(log, self._zeros)
         finally:
             os.close(log)
-        self._room = CHUNK_BYTES
+        self._room = len(self._zeros)

@@ -122,7 +122,7 @@ class LevelDB:
             try:
                 self._directory = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
                 undo.callback(os.close, self._directory)
-                self._ahead = Ahead(self._directory)  # not by the path: it may come to lead to another's
+                self._ahead = Ahead(self._directory, write_buffer_bytes)  # the path may come to lead elsewhere
                 self._settle(_state(os.stat(self.path)))  # noqa: PTH116
             except OSError as error:
                 raise unreadable(self.path, error) from error

@@ -223,6 +223,32 @@ static void hang(void)
 OPEN(open)
 OPEN(open64)
 
+/* By the directory's descriptor: what is made longer there is the log. */
+#define OPENAT(function)                                                                   \
+    int function(int at, const char *path, int flags, ...)                                 \
+    {                                                                                      \
+        REAL(function);                                                                    \
+        mode_t mode = 0;                                                                   \
+        if (flags & (O_CREAT | __O_TMPFILE)) {                                             \
+            va_list more;                                                                  \
+            va_start(more, flags);                                                         \
+            mode = va_arg(more, mode_t);                                                   \
+            va_end(more);                                                                  \
+        }                                                                                  \
+        int ours = handle_of(at) && kinds[at] == DIRECTORY && *path && !strchr(path, '/'); \
+        if (!ours || (flags & O_ACCMODE) == O_RDONLY)                                      \
+            return real(at, path, flags, mode);                                            \
+        pthread_mutex_lock(&lock);                                                         \
+        uint64_t made = (flags & O_CREAT) && faccessat(at, path, F_OK, 0) ? CREATED : 0;   \
+        int fd = real(at, path, flags, mode);                                              \
+        opened(fd, path, made | (flags & O_TRUNC ? EMPTIED : 0));                          \
+        pthread_mutex_unlock(&lock);                                                       \
+        return fd;                                                                         \
+    }
+
+OPENAT(openat)
+OPENAT(openat64)
+
 int creat(const char *path, mode_t mode) { return open(path, O_CREAT | O_WRONLY | O_TRUNC, mode); }
 
 int close(int fd)
