@@ -37,6 +37,7 @@ class Ahead:
                 self._extend()
 
     def _extend(self) -> None:
+        self._room = len(self._zeros)  # also where there will be none: to look takes 25 ms among 50,000 tables
         with os.scandir(self._directory) as entries:  # LevelDB may have begun another log since
             logs = [each.name for each in entries if _LOG.fullmatch(each.name) and each.is_file(follow_symlinks=False)]
         newest = max(logs, key=lambda name: int(name[:-4]), default="")
@@ -46,4 +47,3 @@ class Ahead:
             os.write(log, self._zeros)
         finally:
             os.close(log)
-        self._room = len(self._zeros)
