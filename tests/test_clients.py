@@ -153,7 +153,7 @@ def test_an_interpreter_ends_without_close(where: str, how: str) -> None:
 def test_every_call_has_a_deadline_and_its_error_says_what_may_have_happened(daemon: DaemonProcess) -> None:
     """A frozen daemon: each error names endpoint, operation and what is known; ``outcome`` settles it truthfully."""
     fill(daemon.endpoint)
-    with opened(daemon.endpoint, timeout_s=0.6) as manager:
+    with opened(daemon.endpoint, timeout_s=1) as manager:
         manager.store_watcher_appointment("before", {})
         iterator = manager.db.iterator()
         next(iterator)
@@ -178,7 +178,7 @@ def test_every_call_has_a_deadline_and_its_error_says_what_may_have_happened(dae
         threads(len(calls), lambda thread: call(list(calls)[thread]))
         took_s = time.monotonic() - started
         daemon.signal(signal.SIGCONT)
-        assert 0.5 < took_s < 3
+        assert 0.9 < took_s < 4
         assert raised.keys() == calls.keys()
         for name, error in raised.items():
             assert daemon.endpoint in str(error)
@@ -196,7 +196,8 @@ def test_every_call_has_a_deadline_and_its_error_says_what_may_have_happened(dae
                 assert another.outcome(raised[name].identity)[0] == word
                 assert manager.outcome(raised[name].identity)[0] == word
         assert manager.store_watcher_appointment("after", {})
-        assert manager.load_watcher_appointments().keys() >= {"before", "after"}
+    with opened(daemon.endpoint) as another:  # a scan takes its time on a busy machine
+        assert another.load_watcher_appointments().keys() >= {"before", "after"}
 
 
 def until_settled(ask: Callable[[], tuple[str, Any]]) -> tuple[str, Any]:
