@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 KILLS_DEEP = 50  # by address, and as many by path
 PHASE_SHARE_MIN = 0.1
+SERIES_MAX = 8  # of kills, until a daemon that forgets is seen
 
 needs_gcc = pytest.mark.skipif(compiler() is None, reason="the library is compiled by gcc")
 
@@ -68,10 +69,21 @@ Identities.look_up = look_up
 @pytest.mark.deep
 @needs_gcc
 def test_the_torture_sees_a_daemon_that_forgets(folder: Path) -> None:
-    """Against a daemon that looks no identity up, repeats are applied twice, and the checker says so."""
+    """
+    Against a daemon that looks no identity up, repeats are applied twice, and the checker says so.
+
+    That takes a kill between a commit and its reply, of a command that does not do the same twice: two of seven series of
+    20 kills had none.
+    """
     (folder / "sitecustomize.py").write_text(FORGETFUL)
-    result = Torture(folder, 20, by_path=False, daemon_environment={"PYTHONPATH": str(folder)}).run()
-    assert result.row.lost + result.row.doubled + result.row.wrong > 0
+
+    def found(series: int) -> bool:
+        place = folder / str(series)
+        place.mkdir()
+        row = Torture(place, 20, by_path=False, daemon_environment={"PYTHONPATH": str(folder)}).run().row
+        return row.lost + row.doubled + row.wrong > 0
+
+    assert any(map(found, range(SERIES_MAX)))
 
 
 @pytest.mark.deep

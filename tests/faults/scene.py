@@ -55,6 +55,7 @@ class Scene:
             self.daemon = self.another_daemon(self.endpoint)
             self._stack.enter_context(self.daemon)
             self.crew = self._stack.enter_context(Crew(self.endpoint, self.folder, {}, clients=CLIENTS))
+            self.until(self.crew.at_work)  # the first to be there do as many groups as are waited for in no time
             self.work()
         except BaseException:
             self._stack.close()

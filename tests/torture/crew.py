@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Self
 
@@ -86,7 +87,8 @@ class Crew:
             member.process.wait()
             for stream in (member.process.stdin, member.process.stdout):
                 assert stream is not None
-                stream.close()
+                with suppress(BrokenPipeError):  # it died by itself, and the others are to end all the same
+                    stream.close()
         self._slots.close()
 
     def _start(self, index: int) -> Member:
@@ -113,6 +115,10 @@ class Crew:
                     (called,) = SLOT.unpack_from(self._slots, (member.first_slot + each) * SLOT.size)
                     found += 0 < called < called_before
         return found
+
+    def at_work(self) -> bool:
+        """Say whether every client has opened its database, and noted something."""
+        return all(notes.stat().st_size for notes in self._notes)
 
     def noted_bytes(self) -> int:
         """Return how much all clients have noted so far."""
