@@ -72,14 +72,14 @@ def test_the_torture_sees_a_daemon_that_forgets(folder: Path) -> None:
     """
     Against a daemon that looks no identity up, repeats are applied twice, and the checker says so.
 
-    That takes a kill between a commit and its reply, of a command that does not do the same twice: two of seven series of
-    20 kills had none.
+    That takes a kill between a commit and its reply, of a command that does not do the same twice: two of seven series
+    of 20 kills had none.
     """
     (folder / "sitecustomize.py").write_text(FORGETFUL)
 
     def found(series: int) -> bool:
         place = folder / str(series)
-        place.mkdir()
+        place.mkdir(0o700)
         row = Torture(place, 20, by_path=False, daemon_environment={"PYTHONPATH": str(folder)}).run().row
         return row.lost + row.doubled + row.wrong > 0
 
