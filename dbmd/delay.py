@@ -35,7 +35,7 @@ class CommitDelay:
 
     def worth_us(self, come: int) -> int:
         """Return how long to wait at most where so many writers have come; 0 is not at all. Asked once a group."""
-        if come >= self._expected or self._commit_us < COMMIT_US_MIN:
+        if not self.missing(come) or self._commit_us < COMMIT_US_MIN:
             return 0
         if self._without:
             self._without -= 1

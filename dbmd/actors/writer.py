@@ -105,9 +105,10 @@ class Writer(Actor):
     def turn(self) -> None:
         """Gather, commit, answer: one group."""
         core = self._core
-        now_ms = self._gather()
+        self._gather()
         if core.gathered and not self._turns.waiting and (delay_us := self._delay.worth_us(len(self._writers))):
-            now_ms = self._gather_more(delay_us)
+            self._gather_more(delay_us)
+        now_ms = self._gathered_ms
         housekeeping = now_ms - self._kept_ms >= HOUSEKEEPING_MS and self._due(now_ms)
         if housekeeping or core.gathered:
             self._commit(now_ms, housekeeping=housekeeping)
@@ -118,19 +119,17 @@ class Writer(Actor):
         """Return how long the next turn may wait: not at all while commands wait for theirs."""
         return 0 if self._turns.waiting else IDLE_MS
 
-    def _gather_more(self, delay_us: int) -> int:
-        """Wait for those whose commands are to be expected, for ``delay_us`` at most; return when they were taken."""
+    def _gather_more(self, delay_us: int) -> None:
+        """Wait for those whose commands are to be expected, for ``delay_us`` at most."""
         delay, writers, until_us = self._delay, self._writers, now_us() + delay_us
-        now_ms = clock_ms()
         while delay_us > 0 and delay.missing(len(writers)) and not self._core.full:
             select.select([self._descriptor], [], [], delay_us / 1_000_000)  # poll would round up to a millisecond
-            now_ms = self._gather()
+            self._gather()
             delay_us = until_us - now_us()
         delay.waited(len(writers))
-        return now_ms
 
-    def _gather(self) -> int:
-        """Take in what has come, and admit one command of each process in turn until the group is full; say when."""
+    def _gather(self) -> None:
+        """Take in what has come, and admit one command of each process in turn until the group is full."""
         now_ms, turns, core = clock_ms(), self._turns, self._core
         if now_ms - self._looked_ms >= DISK_LOOK_MS:
             self._looked_ms = now_ms
@@ -148,7 +147,6 @@ class Writer(Actor):
         if self._at_once:
             told, self._at_once = self._at_once, []
             self._answer_at_once(told)
-        return now_ms
 
     def _admit(self, ticket: Ticket, frame: CommandsFields, command: CommandFields, peer: Peer) -> None:
         now_ms = self._gathered_ms

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+from unittest.mock import patch
 
 from tests.benchmarks import goals
 from tests.benchmarks.figures import Findings
@@ -63,15 +64,8 @@ def _slower_syncs(folder: Path, slower_us: int) -> Iterator[None]:
         raise SystemExit("bench: gcc is missing, which compiles what makes syncs slower: install it or name other jobs")
     library = str(folder / f"slower-{slower_us}.so")
     environment = {"LD_PRELOAD": compiled(SOURCE, library), "SLOWER_US": str(slower_us)}
-    before = {name: os.environ.get(name) for name in environment}
-    os.environ |= environment
-    try:
+    with patch.dict(os.environ, environment):
         yield
-    finally:
-        for name, value in before.items():
-            del os.environ[name]
-            if value is not None:
-                os.environ[name] = value
 
 
 def journal(bench: Bench) -> Findings:

@@ -46,10 +46,8 @@ RESTART = "first answer after SIGKILL, with 1,000,000 records"
 IDLE = "CPU of the daemon, nobody calls"
 JOURNAL = "journal"
 SLOWER_US = {"slower-1": 1_000, "slower-4": 4_000}  # what a sync takes longer
-DISKS = {
-    JOURNAL: "on ext4 with its journal",
-    "slower-1": "a sync takes 1 ms longer",
-    "slower-4": "a sync takes 4 ms longer",
+DISKS = {JOURNAL: "on ext4 with its journal"} | {
+    disk: f"a sync takes {slower_us // 1_000} ms longer" for disk, slower_us in SLOWER_US.items()
 }
 
 

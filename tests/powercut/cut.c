@@ -196,17 +196,21 @@ static void hang(void)
         pause();
 }
 
+/* The mode is passed only where a file may be made. */
+#define READ_MODE(mode, flags)                                                             \
+    mode_t mode = 0;                                                                       \
+    if (flags & (O_CREAT | __O_TMPFILE)) {                                                 \
+        va_list more;                                                                      \
+        va_start(more, flags);                                                             \
+        mode = va_arg(more, mode_t);                                                       \
+        va_end(more);                                                                      \
+    }
+
 #define OPEN(function)                                                                     \
     int function(const char *path, int flags, ...)                                         \
     {                                                                                      \
         REAL(function);                                                                    \
-        mode_t mode = 0;                                                                   \
-        if (flags & (O_CREAT | __O_TMPFILE)) {                                             \
-            va_list more;                                                                  \
-            va_start(more, flags);                                                         \
-            mode = va_arg(more, mode_t);                                                   \
-            va_end(more);                                                                  \
-        }                                                                                  \
+        READ_MODE(mode, flags)                                                             \
         const char *name = inside(path);                                                   \
         if (name && reads(name) && fails(READER_STALLS, TABLE))                            \
             hang();                                                                        \
@@ -228,13 +232,7 @@ OPEN(open64)
     int function(int at, const char *path, int flags, ...)                                 \
     {                                                                                      \
         REAL(function);                                                                    \
-        mode_t mode = 0;                                                                   \
-        if (flags & (O_CREAT | __O_TMPFILE)) {                                             \
-            va_list more;                                                                  \
-            va_start(more, flags);                                                         \
-            mode = va_arg(more, mode_t);                                                   \
-            va_end(more);                                                                  \
-        }                                                                                  \
+        READ_MODE(mode, flags)                                                             \
         int ours = handle_of(at) && kinds[at] == DIRECTORY && *path && !strchr(path, '/'); \
         if (!ours || (flags & O_ACCMODE) == O_RDONLY)                                      \
             return real(at, path, flags, mode);                                            \
