@@ -6,6 +6,7 @@ import functools
 import mmap
 import os
 import shutil
+import signal
 import struct
 import subprocess
 import tempfile
@@ -15,6 +16,8 @@ from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
     from types import TracebackType
+
+    from tests.daemon_process import DaemonProcess
 
 SOURCE = Path(__file__).with_name("cut.c")
 PAGE_BYTES = 4096
@@ -36,6 +39,7 @@ _WORDS = (
     "boottime_s",
     "awaited",
     "arrived",
+    "killed",
 )
 
 
@@ -160,6 +164,12 @@ class Library:
         """Have the wall clock, and the clock that deadlines are told in, be wrong by so much."""
         self._set("realtime_s", realtime_s % 2**64)
         self._set("boottime_s", boottime_s % 2**64)
+
+    def kill(self, daemon: DaemonProcess) -> None:
+        """Have a daemon under load end as by ``kill -9``, at the next record of its journal and not before."""
+        self._set("killed", 1)
+        assert daemon.wait() == -signal.SIGKILL
+        self._set("killed", 0)
 
     def await_arrival(self, words: bytes) -> None:
         """Look out for eight bytes in what peers send."""

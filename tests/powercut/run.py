@@ -93,7 +93,7 @@ def run(plan: Plan, folder: Path) -> Run:
                     library.order(Fault.SYNC_EIO, Kind.LOG)
                     assert daemon.wait() == 1
                 else:
-                    daemon.kill()
+                    library.kill(daemon)
                 daemon.start()
                 _synced(library)
         _finish(clients)
