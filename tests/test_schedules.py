@@ -8,6 +8,7 @@ first one holds, it gets on when that does. Whatever the schedule, what a caller
 from __future__ import annotations
 
 import dis
+import gc
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -274,6 +275,7 @@ def struck(call: Callable[[], Any], number: int) -> bool:
                 raise Struck
         return traced
 
+    gc.disable()  # nobody sees what is raised in a finalizer, and the garbage of other tests has links in it
     sys.settrace(entered)
     try:
         call()
@@ -281,6 +283,7 @@ def struck(call: Callable[[], Any], number: int) -> bool:
         return True
     finally:
         sys.settrace(None)
+        gc.enable()
     return False
 
 
