@@ -796,7 +796,7 @@ def test_another_user_comes_in_over_ipc_only_where_he_is_named(tmp_path: Path) -
                 assert "belongs to another user or key" in as_user(MEMBER, GROUP, steal)
                 assert own.outcome(identity)[0] == "applied"
             refused = [line for line in daemon.log_lines() if line["event"] == "peer refused"]
-            known = [line for line in refused if line["pid"] is not None]  # else it hung up first, which may be told, too
+            known = [line for line in refused if line["pid"] is not None]  # else it hung up first
             assert [line["peer"] for line in known] == [f"uid {NOBODY}"]
             assert known[0]["pid"] > 0
             principals = {line["principal"] for line in daemon.log_lines() if line["event"] == "client connected"}
