@@ -12,7 +12,7 @@ SECONDS ?= 600
 SEEDS ?= all
 TIER := bash .ci/tier
 
-.PHONY: help run check lint layers types test test-rooms test-processes test-system test-deep simulate simulate-mutants torture powercut demo reference bench lock clean
+.PHONY: help run check lint layers types test test-rooms test-processes test-system test-deep simulate simulate-mutants torture powercut powercut-real demo reference bench lock clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -62,6 +62,9 @@ torture: $(DEV) ## 100 kills of a real daemon under 8 clients: nothing lost, dou
 
 powercut: $(DEV) ## 200 power cuts under load, on ext4 and on strict POSIX
 	@$(TIER) 'make powercut' 300 $(BIN)/python -m tests.powercut
+
+powercut-real: $(DEV) ## 200 power cuts of a disk under ext4, XFS and btrfs each, which are mounted again; as root
+	@$(TIER) 'make powercut-real' 600 $(BIN)/python -m tests.powercut --real
 
 demo: $(RUN) ## four towers on one database, in half a minute
 	@$(BIN)/python -m tests.demo

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.powercut.device import FILE_SYSTEMS, Device, cut, missing, record_run
 from tests.powercut.disk import Disk, Model
 from tests.powercut.journal import Did, Record, read
 from tests.powercut.library import compiler, leave_nothing
@@ -21,7 +22,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 CUTS_DEEP = {Model.EXT4: 200, Model.POSIX: 50, Model.POSIX_WORST: 50}  # `make powercut` has 200 of each
+CUTS_REAL = 40  # `make powercut-real` has 200
 SEED = 20
+
+
+def say(text: str) -> None:
+    """Tell whoever waits."""
+    sys.stderr.write(f"{text}\n")
+
 
 needs_gcc = pytest.mark.skipif(compiler() is None, reason="the library is compiled by gcc")
 
@@ -80,16 +88,39 @@ def test_the_rig_sees_a_sync_that_is_missing(folder: Path) -> None:
 def test_two_hundred_power_cuts(folder: Path) -> None:
     """Two hundred cuts under load lose nothing on ext4; strict POSIX is reported beside."""
     made = run(Plan(load_s=3.0, kills=3), folder)
-
-    def say(text: str) -> None:
-        sys.stderr.write(f"{text}\n")
-
     reports = []
     for model, cuts in CUTS_DEEP.items():
         reports.append(Rig(made, folder, Random(SEED), say).cut(model, cuts, openings_every=5))  # noqa: S311
     for report in reports:
         say(str(report))
     assert (reports[0].lost, reports[0].bad) == (0, 0), reports[0].problems[:5]
+
+
+@pytest.mark.deep
+@needs_gcc
+@pytest.mark.parametrize("name", FILE_SYSTEMS)
+def test_power_cuts_under_a_real_file_system(name: str, folder: Path) -> None:
+    """A disk's power is cut, and what the file system makes of it holds all that was acknowledged."""
+    if lacking := missing():
+        pytest.skip(f"to cut the power of a disk needs {lacking}")
+    system = FILE_SYSTEMS[name]
+    made, base = record_run(Plan(load_s=1.0, kills=2), system, folder)
+    report = cut(made, base, system, folder, CUTS_REAL, Random(SEED), say)  # noqa: S311
+    say(str(report))
+    assert made.acknowledged > 80
+    assert (report.lost, report.bad) == (0, 0), report.problems[:5]
+
+
+@pytest.mark.deep
+@needs_gcc
+def test_power_cuts_under_a_real_file_system_show_a_sync_that_is_missing(folder: Path) -> None:
+    """Where the daemon's syncs only pretend, its disk is never flushed, and the rig says what is lost."""
+    if lacking := missing():
+        pytest.skip(f"to cut the power of a disk needs {lacking}")
+    system = FILE_SYSTEMS["ext4"]
+    made, base = record_run(Plan(kills=0, swallow=True), system, folder)
+    report = cut(made, base, system, folder, 12, Random(SEED), say)  # noqa: S311
+    assert report.lost + report.bad > 0
 
 
 # --- The model of a disk ---
@@ -146,3 +177,18 @@ def test_bytes_of_a_failed_sync_are_lost_for_ever() -> None:
     disk.follow(record(3, Did.FAILED_SYNC))
     disk.follow(record(4, Did.SYNCED))
     assert left(disk, Model.EXT4) == {(("f", b""),)}
+
+
+def test_a_device_keeps_what_was_flushed_and_any_of_the_rest(tmp_path: Path) -> None:
+    """Whatever a cut leaves of the writes since the last flush, those before it are there; sectors stay whole."""
+    (tmp_path / "base").write_bytes(b"....")
+    device = Device(tmp_path / "base", sector_bytes=1)
+    device.follow([record(1, Did.WRITTEN, data=b"ab"), record(2, Did.SYNCED)])
+    device.follow([record(3, Did.WRITTEN, offset=2, data=b"cd"), record(4, Did.WRITTEN, offset=1, data=b"e")])
+    found = set()
+    for seed in range(100):
+        device.cut(tmp_path / "cut", Random(seed))  # noqa: S311
+        found.add((tmp_path / "cut").read_bytes())
+    assert {b"ab..", b"abcd", b"aecd", b"ae..", b"abc.", b"ab.d"} <= found
+    assert {each[:1] for each in found} == {b"a"}
+    assert {each[1:2] for each in found} == {b"b", b"e"}

@@ -9,7 +9,7 @@
  * A record of a write or of a change of names follows the call that it tells of, under one lock, so their order is the
  * order in which they happened. A record of a sync follows its end, and carries the journal's length at its beginning:
  * only what was there by then is sure to be on the disk. A kill from outside can fall between a call and its record, and
- * the next process finds a file that the journal knows nothing of; so where a journal is kept, the rig orders the kill.
+ * the next process finds a file that the journal knows nothing of; so the rig orders the kill.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -57,7 +57,7 @@ struct state {                  /* 64-bit words, in the order of tests/powercut/
     _Atomic uint64_t boottime_s;    /* order: the same for the clock that deadlines are told in */
     _Atomic uint64_t awaited;       /* order: eight bytes to look for in what arrives; 0 is none */
     _Atomic uint64_t arrived;       /* syncs of the log that had returned when they did, plus one */
-    _Atomic uint64_t killed;        /* order: die as by kill -9, behind the next record */
+    _Atomic uint64_t killed;        /* order: die as by kill -9, behind the next call that is noted */
 };
 
 struct record {
@@ -136,7 +136,10 @@ static uint64_t journal_bytes(void)
     return journal >= 0 && !fstat(journal, &found) ? (uint64_t)found.st_size : 0;
 }
 
-/* Append a record; called under the lock. A journal that cannot be written proves nothing: end the process. */
+/*
+ * Append a record, where a journal is kept; called under the lock. One that cannot be written proves nothing: end the
+ * process.
+ */
 static void note(uint16_t kind, uint32_t handle, uint64_t offset, uint64_t mark, const char *name, size_t name_bytes,
                  const void *data, size_t data_bytes)
 {
@@ -144,11 +147,9 @@ static void note(uint16_t kind, uint32_t handle, uint64_t offset, uint64_t mark,
     struct record record = {0x4a545543, kind, (uint16_t)name_bytes, handle, (uint32_t)data_bytes, offset, mark};
     struct iovec parts[3] = {{&record, sizeof record}, {(void *)name, name_bytes}, {(void *)data, data_bytes}};
     int saved = errno;
-    if (!*journal_path)
-        return;
-    if (journal < 0)
+    if (*journal_path && journal < 0)
         journal = open(journal_path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
-    if (real(journal, parts, 3) != (ssize_t)(sizeof record + name_bytes + data_bytes))
+    if (*journal_path && real(journal, parts, 3) != (ssize_t)(sizeof record + name_bytes + data_bytes))
         abort();
     if (atomic_load(&state->killed))
         kill(getpid(), SIGKILL);

@@ -1,4 +1,4 @@
-"""Reads the journal that ``cut.c`` keeps: what was done to the files of one directory, in one order."""
+"""The journal of a run: what was done to a directory's files (``cut.c``) or a disk (``recorder.py``), in one order."""
 
 from __future__ import annotations
 
@@ -45,6 +45,11 @@ class Record(NamedTuple):
     def emptied(self) -> bool:
         """Say whether an opening emptied the file."""
         return bool(self.offset & 2)
+
+
+def packed(did: Did, *, offset: int = 0, mark: int = 0, data: bytes = b"") -> bytes:
+    """Return a record of a disk, which has neither names nor handles."""
+    return _HEADER.pack(_MAGIC, did, 0, 0, len(data), offset, mark) + data
 
 
 def read(journal: bytes) -> Iterator[Record]:

@@ -166,7 +166,7 @@ class Library:
         self._set("boottime_s", boottime_s % 2**64)
 
     def kill(self, daemon: DaemonProcess) -> None:
-        """Have a daemon under load end as by ``kill -9``, at the next record of its journal and not before."""
+        """Have a daemon under load end as by ``kill -9``, behind the next call that is noted."""
         self._set("killed", 1)
         assert daemon.wait() == -signal.SIGKILL
         self._set("killed", 0)

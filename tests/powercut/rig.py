@@ -24,12 +24,13 @@ from tests.powercut.run import ROOT, WRITE_BUFFER_BYTES
 from tests.powercut.witness import Witness
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
     from random import Random
 
     from tests.powercut.journal import Record
     from tests.powercut.run import Run
+    from tests.powercut.witness import Verdict
 
 OPENING_CUTS = 4  # points at which one opening is cut in turn
 OPEN = "import sys; from dbmd.engines.leveldb import LevelDB; LevelDB.open(sys.argv[1], write_buffer_bytes={}).close()"
@@ -40,7 +41,7 @@ PROGRESS_CUTS = 25
 class Report:
     """What the cuts of one model found."""
 
-    model: Model
+    of: str
     cuts: int = 0
     openings_cut: int = 0
     acknowledged: int = 0
@@ -55,18 +56,29 @@ class Report:
     def __str__(self) -> str:
         """Say it in one line."""
         return (
-            f"{self.model.value}: {self.cuts} cuts and {self.openings_cut} cuts of openings, "
-            f"{self.acknowledged} commands acknowledged in the run, {self.lost} lost, "
-            f"{self.bad} disks bad, "
-            f"{self.torn} torn tails ({self.torn_bytes} bytes dropped), "
-            f"{self.names_unsynced} cuts with names that no sync covered"
+            f"{self.of}: {self.cuts} cuts"
+            + (f" and {self.openings_cut} cuts of openings" if self.openings_cut else "")
+            + f", {self.acknowledged} commands acknowledged in the run, {self.lost} lost, {self.bad} disks bad, "
+            f"{self.torn} torn tails ({self.torn_bytes} bytes dropped)"
+            + (f", {self.names_unsynced} cuts with names that no sync covered" if self.names_unsynced else "")
             + "".join(f"\n  {count} x {kind}" for kind, count in self.kinds.most_common())
         )
+
+    def take(self, verdict: Verdict, at: int, files: Iterable[str]) -> None:
+        """Count what was found on one disk, of a cut at a length of the journal, with these files."""
+        self.torn += bool(verdict.torn_bytes)
+        self.torn_bytes += verdict.torn_bytes
+        self.lost += verdict.lost
+        if verdict.problems:
+            self.bad += 1
+            self.kinds[_kind(verdict.problems[0])] += 1
+            self.problems.append(f"cut at {at} ({sorted(files)}): " + "; ".join(verdict.problems[:4]))
 
 
 def points(records: list[Record], count: int, rng: Random) -> list[int]:
     """Draw cuts: half of them anywhere, half just before or after something rarer than a write of the log."""
     rare = [index for index, each in enumerate(records) if each.did not in {Did.WRITTEN, Did.SYNCED}]
+    rare = rare or [index for index, each in enumerate(records) if each.did is Did.SYNCED]  # of a disk: its flushes
     drawn = [rng.randrange(len(records)) for _ in range(count - count // 2)]
     drawn += [min(len(records) - 1, max(0, rng.choice(rare) + rng.randint(-3, 6))) for _ in range(count // 2)]
     return sorted(drawn)
@@ -92,7 +104,7 @@ class Rig:
 
     def cut(self, model: Model, count: int, *, openings_every: int = 0) -> Report:
         """Cut ``count`` times; every ``openings_every``-th disk's opening is cut too."""
-        report = Report(model, acknowledged=self._run.acknowledged)
+        report = Report(model.value, acknowledged=self._run.acknowledged)
         witness, disk = Witness(self._run.histories), Disk()
         followed = 0
         for index in points(self._records, count, self._rng):
@@ -117,13 +129,7 @@ class Rig:
         store(files, directory)
         verdict = witness.look(directory, at)
         shutil.rmtree(directory)
-        report.torn += bool(verdict.torn_bytes)
-        report.torn_bytes += verdict.torn_bytes
-        report.lost += verdict.lost
-        if verdict.problems:
-            report.bad += 1
-            report.kinds[_kind(verdict.problems[0])] += 1
-            report.problems.append(f"cut at {at} ({sorted(files)}): " + "; ".join(verdict.problems[:4]))
+        report.take(verdict, at, files)
 
     def _cut_opening(self, files: dict[str, bytes], model: Model) -> Iterator[dict[str, bytes]]:
         """Open a disk in a process of its own, and yield what cuts of that opening leave."""

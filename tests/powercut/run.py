@@ -18,6 +18,7 @@ from tests.powercut.library import Fault, Kind, Library
 WRITE_BUFFER_BYTES = 65_536  # LevelDB's least: logs, tables and MANIFEST change as often as can be
 ROOT = Path(__file__).parent.parent.parent
 WAIT_S = 30.0
+FREE_BYTES = 1 << 40
 GROUPS_MIN = 40  # what the shortest load commits on the busiest machine
 
 
@@ -61,14 +62,22 @@ class Run:
         return sum(len(each.acknowledged) for each in self.histories.values())
 
 
-def run(plan: Plan, folder: Path) -> Run:
-    """Run daemon and clients, and return what is known of them."""
-    directory = folder / "db"
-    directory.mkdir(mode=0o700)
+def run(plan: Plan, folder: Path, directory: Path | None = None, journal: Path | None = None) -> Run:
+    """
+    Run daemon and clients, and return what is known of them.
+
+    By default the preloaded library journals what is done to the files of ``folder / "db"``; else somebody else keeps
+    the ``journal`` of what happens to a ``directory`` that is there.
+    """
+    if directory is None:
+        directory = folder / "db"
+        directory.mkdir(mode=0o700)
     configuration = folder / "dbmd.toml"
     configuration.write_text(f'[database]\nwrite_buffer_bytes = {WRITE_BUFFER_BYTES}\n[log]\nlevel = "warning"\n')
     with ExitStack() as stack:
-        library = stack.enter_context(Library(directory, folder, journal=True))
+        library = stack.enter_context(Library(directory, folder, journal=journal is None))
+        library.tell_free_bytes(FREE_BYTES)  # or else too little of a small disk for the daemon to take stores
+        journal = journal or library.journal_path
         if plan.swallow:
             library.swallow_syncs()
         daemon = DaemonProcess(
@@ -82,7 +91,7 @@ def run(plan: Plan, folder: Path) -> Run:
         stack.callback(_end, clients)
         for client in range(plan.clients):
             history = folder / f"history{client}"
-            command = [sys.executable, "-m", "tests.powercut.load", daemon.endpoint, str(library.journal_path)]
+            command = [sys.executable, "-m", "tests.powercut.load", daemon.endpoint, str(journal)]
             command += [str(history), *plan.owners(client)]
             clients.append(subprocess.Popen(command, stdin=subprocess.PIPE, cwd=ROOT))
         _synced(library)
@@ -98,8 +107,8 @@ def run(plan: Plan, folder: Path) -> Run:
                 _synced(library)
         _finish(clients)
         assert daemon.terminate() == 0, daemon.stderr()[-2000:]
-        journal = library.journal_path.read_bytes()
-    return Run(journal, _histories(plan, folder))
+        journaled = journal.read_bytes()
+    return Run(journaled, _histories(plan, folder))
 
 
 def _loaded(library: Library, load_s: float) -> None:
