@@ -9,7 +9,8 @@
  * A record of a write or of a change of names follows the call that it tells of, under one lock, so their order is the
  * order in which they happened. A record of a sync follows its end, and carries the journal's length at its beginning:
  * only what was there by then is sure to be on the disk. A kill from outside can fall between a call and its record, and
- * the next process finds a file that the journal knows nothing of; so the rig orders the kill.
+ * the next process finds a file that the journal knows nothing of; so the rig orders the kill. For the same reason a
+ * process that ends itself at once, beside a compaction, does so under that lock.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -154,6 +155,13 @@ static void note(uint16_t kind, uint32_t handle, uint64_t offset, uint64_t mark,
     if (atomic_load(&state->killed))
         kill(getpid(), SIGKILL);
     errno = saved;
+}
+
+void _exit(int code)
+{
+    REAL(_exit);
+    pthread_mutex_lock(&lock);
+    real(code);
 }
 
 /* Say whether this call is the one that the rig ordered to fail. */
