@@ -28,7 +28,14 @@ for capability in (1, 2):
 os.execv(sys.argv[1], sys.argv[1:])
 """
 UNPRIVILEGED = (sys.executable, "-c", DROP)
-HOLD = "import plyvel, sys; d = plyvel.DB(sys.argv[1]); print('held', flush=True); sys.stdin.read()"
+# Not by LevelDB, which would compact in the background and so change files while they are compared.
+HOLD = """
+import fcntl, sys
+lock = open(sys.argv[1] + "/LOCK", "r+")
+fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+print("held", flush=True)
+sys.stdin.read()
+"""
 
 
 def _newest(directory: Path, pattern: str) -> Path:

@@ -284,13 +284,14 @@ def _stuck(scene: Scene) -> bool:
     """Load records until a reader hangs in it; none does where a compaction has opened all their tables."""
     fired = scene.library.fired
     scene.library.order(Fault.READER_STALLS)
-    with AppointmentsDBM(scene.endpoint, timeout_s=1, logger=Silent()) as database:
+    with AppointmentsDBM(scene.endpoint, logger=Silent()) as database:
+        database._channel.timeout_s = 1.0  # type: ignore[attr-defined]  # an opening may take longer than a call
         for number in range(0, STUCK_RECORDS, STUCK_STEP):
             try:
                 assert database.db.get(STUCK_KEY % number) is not None
             except DeadlineError:
-                assert scene.library.fired == fired + 1
-                return True
+                if scene.library.fired > fired:  # else it was only late
+                    return True
     scene.library.order(Fault.NONE)
     return False
 
