@@ -181,7 +181,8 @@ class Torture:
             return
         try:
             if not select.select([gone], [], [], 10.0)[0]:
-                os.kill(self._library.pid, signal.SIGKILL)
+                signal.pidfd_send_signal(gone, signal.SIGKILL)
+                select.select([gone], [], [], WAIT_S)  # the folder is removed next
         finally:
             os.close(gone)
 
