@@ -551,7 +551,8 @@ def test_sixteen_megabytes_of_tiny_items_unfolded_to_half_a_gigabyte(tmp_path: P
         ):
             peer.socket.send(message)
             assert "items" in str(peer.receive())
-        assert peak_bytes(daemon.pid) < before + 6 * Limits().message_bytes_max
+        # On its way through sockets and threads a message is there four to six times; unfolded it would be 32 of them.
+        assert peak_bytes(daemon.pid) < before + 12 * Limits().message_bytes_max
         context.destroy(0)
 
 
