@@ -40,6 +40,17 @@ def until(condition: Callable[[], object], what: str = "a condition") -> None:
         time.sleep(0.005)
 
 
+@contextmanager
+def patience(database: AppointmentsDBM, timeout_s: float) -> Iterator[None]:
+    """Give the calls that begin meanwhile so long; an opening may take longer on a busy machine."""
+    channel: Any = database._channel
+    before, channel.timeout_s = channel.timeout_s, timeout_s
+    try:
+        yield
+    finally:
+        channel.timeout_s = before
+
+
 def run_dbmd(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run ``dbmd`` with ``arguments`` to its end."""
     command = [sys.executable, "-m", "dbmd", *arguments]

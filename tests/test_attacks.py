@@ -559,7 +559,7 @@ def test_a_revoked_key_keeps_no_room(tmp_path: Path) -> None:
                 for _ in range(most)
             ]
             with pytest.raises(OpenError, match=f"clients_max is {most}"):
-                AppointmentsDBM(daemon.endpoint, keys=alice, timeout_s=0.3)
+                AppointmentsDBM(daemon.endpoint, keys=alice, timeout_s=2)
             store.revoke("bob")
             for peer in crowd:
                 until(lambda: peer.ask(Settle(1, peer.client, 0, 1)).payload[0] == "right", "it to be refused")  # noqa: B023 - called here

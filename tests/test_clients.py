@@ -29,7 +29,7 @@ from dbmd_client import (
 )
 from tests.crew import ROOT, Crew
 from tests.crew_work import FILLERS, FILLING, opened, threads
-from tests.daemon_process import DaemonProcess, private_runtime, until
+from tests.daemon_process import DaemonProcess, patience, private_runtime, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -61,10 +61,10 @@ def test_an_outcome_was_told_wrongly_once_its_client_had_closed_and_the_daemon_e
     daemon: DaemonProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An identity that a caller was told has one outcome for whoever asks, whenever, even once it was settled."""
-    with AppointmentsDBM(daemon.endpoint, timeout_s=0.5) as manager:
+    with AppointmentsDBM(daemon.endpoint) as manager:
         with monkeypatch.context() as lost:
             lost.setattr(Session, "reply", lambda *_: None)
-            with pytest.raises(UnknownOutcomeError) as raised:
+            with pytest.raises(UnknownOutcomeError) as raised, patience(manager, 0.5):
                 manager.store_watcher_appointment("a", {"n": 1})
         assert manager.outcome(raised.value.identity)[0] == "applied"
     assert daemon.terminate() == 0
@@ -153,7 +153,7 @@ def test_an_interpreter_ends_without_close(where: str, how: str) -> None:
 def test_every_call_has_a_deadline_and_its_error_says_what_may_have_happened(daemon: DaemonProcess) -> None:
     """A frozen daemon: each error names endpoint, operation and what is known; ``outcome`` settles it truthfully."""
     fill(daemon.endpoint)
-    with opened(daemon.endpoint, timeout_s=1) as manager:
+    with opened(daemon.endpoint) as manager:
         manager.store_watcher_appointment("before", {})
         iterator = manager.db.iterator()
         next(iterator)
@@ -175,10 +175,11 @@ def test_every_call_has_a_deadline_and_its_error_says_what_may_have_happened(dae
 
         daemon.signal(signal.SIGSTOP)
         started = time.monotonic()
-        threads(len(calls), lambda thread: call(list(calls)[thread]))
+        with patience(manager, 1):
+            threads(len(calls), lambda thread: call(list(calls)[thread]))
         took_s = time.monotonic() - started
         daemon.signal(signal.SIGCONT)
-        assert 0.9 < took_s < 4
+        assert 0.9 < took_s < 10
         assert raised.keys() == calls.keys()
         for name, error in raised.items():
             assert daemon.endpoint in str(error)
@@ -196,8 +197,7 @@ def test_every_call_has_a_deadline_and_its_error_says_what_may_have_happened(dae
                 assert another.outcome(raised[name].identity)[0] == word
                 assert manager.outcome(raised[name].identity)[0] == word
         assert manager.store_watcher_appointment("after", {})
-    with opened(daemon.endpoint) as another:  # a scan takes its time on a busy machine
-        assert another.load_watcher_appointments().keys() >= {"before", "after"}
+        assert manager.load_watcher_appointments().keys() >= {"before", "after"}
 
 
 def until_settled(ask: Callable[[], tuple[str, Any]]) -> tuple[str, Any]:
@@ -215,25 +215,15 @@ def until_settled(ask: Callable[[], tuple[str, Any]]) -> tuple[str, Any]:
 
 def test_an_unsent_command_did_not_happen(daemon: DaemonProcess) -> None:
     """Where no daemon was there to send to, the error says that the command never happened, and it is final."""
-    with opened(daemon.endpoint, timeout_s=0.5) as manager:
+    with opened(daemon.endpoint) as manager:
         manager.store_watcher_appointment("before", {})
         daemon.kill()
         manager._channel._writer.reset()  # type: ignore[attr-defined]
-        with pytest.raises(FailedError, match="did not happen") as caught:
+        with pytest.raises(FailedError, match="did not happen") as caught, patience(manager, 0.5):
             manager.store_watcher_appointment("while it is down", {})
         assert daemon.endpoint in str(caught.value)
         daemon.start()
-        until(lambda: answers(manager), "the new daemon")
         assert manager.load_watcher_appointment("while it is down") is None
-
-
-def answers(manager: AppointmentsDBM) -> bool:
-    """Say whether a call is answered."""
-    try:
-        manager.load_watcher_appointment("before")
-    except DbmdError:
-        return False
-    return True
 
 
 @pytest.mark.parametrize("closes", [False, True], ids=["stays", "closes"])
@@ -244,7 +234,7 @@ def test_outcomes_that_a_crash_left_open_are_settled_truthfully(daemon: DaemonPr
     Also by another client, and when the one that asked has closed.
     """
     unknown: dict[str, str] = {}
-    manager = opened(daemon.endpoint, timeout_s=1.0)
+    manager = opened(daemon.endpoint)
 
     def work(thread: int) -> None:
         for number in range(100_000):
@@ -257,7 +247,8 @@ def test_outcomes_that_a_crash_left_open_are_settled_truthfully(daemon: DaemonPr
 
     killer = threading.Timer(0.3, daemon.kill)
     killer.start()
-    threads(24, work)
+    with patience(manager, 1):
+        threads(24, work)
     killer.join()
     daemon.start()
     assert len(unknown) > 0

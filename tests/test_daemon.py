@@ -26,7 +26,7 @@ from dbmd.keyspaces import RESERVED
 from dbmd_client import Administration, AppointmentsDBM, DbmdError
 from tests.crew import Crew
 from tests.crew_work import opened
-from tests.daemon_process import DaemonProcess, private_runtime, run_dbmd, until
+from tests.daemon_process import DaemonProcess, patience, private_runtime, run_dbmd, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -263,7 +263,7 @@ def test_the_acknowledged_is_on_the_disk_when_the_daemon_has_exited(daemon: Daem
     done: list[str] = []
 
     def work(thread: int) -> None:
-        with opened(daemon.endpoint, timeout_s=1.0) as manager:
+        with opened(daemon.endpoint) as manager, patience(manager, 1):
             try:
                 for number in range(100_000):
                     manager.store_watcher_appointment(f"{thread}-{number}", {})

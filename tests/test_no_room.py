@@ -14,7 +14,7 @@ import zmq
 from dbmd.protocol import Goodbye
 from dbmd_client import Administration, AppointmentsDBM, BusyError, OpenError, UnknownOutcomeError
 from tests.crowd import Raw
-from tests.daemon_process import DaemonProcess, until
+from tests.daemon_process import DaemonProcess, patience, until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,9 +23,7 @@ pytestmark = pytest.mark.system  # processes by the dozen: too much for the quic
 
 MOST = 3
 CONFIG = f"""
-[limits]
 clients_max = {MOST}
-scan_lease_s_max = 1
 scans_max = 1
 page_credit_max = 1
 page_bytes_max = 4096
@@ -43,10 +41,10 @@ sys.stdin.read()
 REFUSED = f"clients_max is {MOST} connections, as many are open, and this would be number {MOST + 1}"
 
 
-def served(tmp_path: Path, endpoint: str | None = None) -> DaemonProcess:
+def served(tmp_path: Path, endpoint: str | None = None, limits: str = "") -> DaemonProcess:
     """Return a daemon with room for few."""
     config = tmp_path / "dbmd.toml"
-    config.write_text(CONFIG, encoding="utf-8")
+    config.write_text(f"[limits]\n{limits}{CONFIG}", encoding="utf-8")
     return DaemonProcess(tmp_path / "db", arguments=("--config", str(config)), endpoint=endpoint)
 
 
@@ -57,7 +55,7 @@ def test_at_the_limit_all_are_served_and_one_past_it_is_told_the_limit_until_the
         for number, client in enumerate(clients):
             client.store_watcher_appointment(str(number), {})
         with pytest.raises(OpenError, match=REFUSED) as refused:
-            AppointmentsDBM(daemon.endpoint, timeout_s=0.3)
+            AppointmentsDBM(daemon.endpoint, timeout_s=2)
         assert refused.value.kind == "busy"
         leaving = threading.Timer(0.3, clients.pop().close)
         leaving.start()
@@ -71,13 +69,13 @@ def test_at_the_limit_all_are_served_and_one_past_it_is_told_the_limit_until_the
 def test_a_call_for_which_there_is_no_room_says_so_at_its_deadline(tmp_path: Path) -> None:
     """Greeted by the writer, and not by a reader that is full: the query failed, and its error names the limit."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    with served(tmp_path) as daemon, AppointmentsDBM(daemon.endpoint, timeout_s=0.6) as client:
+    with served(tmp_path) as daemon, AppointmentsDBM(daemon.endpoint) as client:
         crowd = [Raw(context, f"{daemon.endpoint}.points") for _ in range(MOST)]
-        with pytest.raises(BusyError, match=f"{REFUSED}; nothing was changed"):
+        with pytest.raises(BusyError, match=f"{REFUSED}; nothing was changed"), patience(client, 2):
             client.load_watcher_appointment("0")
         crowd[0].send(Goodbye(crowd[0].client))
         assert client.load_watcher_appointment("0") is None
-        with Administration(daemon.endpoint, timeout_s=0.6) as status:
+        with Administration(daemon.endpoint) as status:
             crowd[1].send(Goodbye(crowd[1].client))
             assert status.status()["clients_refused"] > 0
         (line,) = [line for line in daemon.log_lines() if line["event"] == "message refused"]
@@ -109,7 +107,7 @@ def test_connections_of_the_dead_and_those_left_for_newer_ones_take_no_room(tmp_
 
 def test_over_tcp_the_connection_silent_longest_makes_room_and_comes_back(tmp_path: Path) -> None:
     """Nothing tells that a peer of tcp is gone: one silent for a lease makes room, and is greeted anew if it lives."""
-    with served(tmp_path, "tcp://127.0.0.1:*") as daemon:
+    with served(tmp_path, "tcp://127.0.0.1:*", "scan_lease_s_max = 1\n") as daemon:
         clients = [AppointmentsDBM(daemon.endpoint) for _ in range(MOST + 1)]
         for number, client in enumerate(clients):
             client.store_watcher_appointment(str(number), {})
@@ -120,14 +118,14 @@ def test_over_tcp_the_connection_silent_longest_makes_room_and_comes_back(tmp_pa
 
 def test_a_load_waits_for_room_among_the_open_scans_within_its_deadline(tmp_path: Path) -> None:
     """At ``scans_max`` a load goes on asking: it fails by the limit's name at its deadline, or has its turn."""
-    with served(tmp_path) as daemon, AppointmentsDBM(daemon.endpoint, timeout_s=0.5) as database:
+    with served(tmp_path) as daemon, AppointmentsDBM(daemon.endpoint) as database:
         with database.db.write_batch() as batch:
             for number in range(10):
                 batch.put(b"w%d" % number, b"{" + b" " * 2_000 + b"}")
         for ask in (database.load_watcher_appointments, lambda: list(database.db.iterator())):
             held = database.db.iterator()
             next(held)
-            with pytest.raises(BusyError, match="scans_max is 1, all are open"):
+            with pytest.raises(BusyError, match="scans_max is 1, all are open"), patience(database, 0.5):
                 ask()
             ending = threading.Timer(0.2, held.close)
             ending.start()
@@ -141,7 +139,7 @@ def test_a_call_that_a_full_window_keeps_back_names_it_at_its_deadline(tmp_path:
     config.write_text("[limits]\nclient_window = 1\n", encoding="utf-8")
     with (
         DaemonProcess(tmp_path / "db", arguments=("--config", str(config))) as daemon,
-        AppointmentsDBM(daemon.endpoint, timeout_s=3) as database,
+        AppointmentsDBM(daemon.endpoint) as database,
     ):
         database.store_watcher_appointment("1", {})
         daemon.signal(signal.SIGSTOP)
@@ -149,27 +147,29 @@ def test_a_call_that_a_full_window_keeps_back_names_it_at_its_deadline(tmp_path:
 
         def store() -> None:
             try:
-                database.store_watcher_appointment("1", {"n": 1})
+                with patience(database, 3):
+                    database.store_watcher_appointment("1", {"n": 1})
             except UnknownOutcomeError as error:
                 first.append(error)
 
         ahead = threading.Thread(target=store)
         ahead.start()
         until(lambda: database._channel._commands.begun, "the first to be sent")  # type: ignore[attr-defined]
-        database._channel.timeout_s = 0.3  # type: ignore[attr-defined]
-        with pytest.raises(BusyError, match=r"client_window is 1, and as many .* it was never sent"):
+        with (
+            pytest.raises(BusyError, match=r"client_window is 1, and as many .* it was never sent"),
+            patience(database, 0.3),
+        ):
             database.store_watcher_appointment("2", {})
         ahead.join()
         daemon.signal(signal.SIGCONT)
         assert len(first) == 1
-        database._channel.timeout_s = 20  # type: ignore[attr-defined]
         assert database.load_watcher_appointment("2") is None
 
 
 def test_a_client_that_took_a_new_id_is_one_client_still(tmp_path: Path) -> None:
     """After half the expiry a client goes on under another id, on all its connections: the daemon counts it once."""
     config = tmp_path / "dbmd.toml"
-    config.write_text("[limits]\nidentity_expiry_s = 1\n", encoding="utf-8")
+    config.write_text("[limits]\nidentity_expiry_s = 4\n", encoding="utf-8")
     with (
         DaemonProcess(tmp_path / "db", arguments=("--config", str(config))) as daemon,
         AppointmentsDBM(daemon.endpoint) as database,

@@ -23,7 +23,7 @@ from dbmd.keyspaces import RESERVED
 from dbmd_client import Administration, AppointmentsDBM, DbmdError
 from tests.crew import Crew
 from tests.crew_work import PADDING, opened, threads
-from tests.daemon_process import DaemonProcess, descriptors_of, private_runtime, until
+from tests.daemon_process import DaemonProcess, descriptors_of, patience, private_runtime, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -165,7 +165,7 @@ def test_batches_are_seen_whole_or_not_at_all(daemon: DaemonProcess) -> None:
             Crew("scan_until_stopped", 1, where=daemon.endpoint, method="load_all_triggered_flags")
         )
         records = stack.enter_context(Crew("scan_until_stopped", 1, where=daemon.endpoint, method="iterator"))
-        with opened(daemon.endpoint, timeout_s=1) as manager:
+        with opened(daemon.endpoint) as manager:
             flags.go()
             records.go()
 
@@ -189,7 +189,7 @@ def test_batches_are_seen_whole_or_not_at_all(daemon: DaemonProcess) -> None:
             assert {sum(key.startswith("x") for key, _ in found) for found in seen_records} <= {0, 120}
             killer = threading.Timer(0.05, daemon.kill)
             killer.start()
-            with pytest.raises(DbmdError):
+            with pytest.raises(DbmdError), patience(manager, 1):
                 deque(map(put, itertools.repeat(0)), maxlen=0)
             killer.join()
     on_disk = records_of(daemon.path)
@@ -286,7 +286,7 @@ def test_a_directory_made_again_under_its_daemon_is_never_acknowledged_into(
     daemon: DaemonProcess, tmp_path: Path, *, moved: bool
 ) -> None:
     """By address: nothing is acknowledged any more, the daemon exits 1, and the new directory stays as it is."""
-    with opened(daemon.endpoint, timeout_s=1.0) as manager:
+    with opened(daemon.endpoint) as manager:
         manager.store_watcher_appointment("before", {})
         if moved:
             daemon.path.rename(tmp_path / "elsewhere")
@@ -300,7 +300,8 @@ def test_a_directory_made_again_under_its_daemon_is_never_acknowledged_into(
                 manager.store_watcher_appointment(f"after-{thread}", {})
             assert daemon.endpoint in str(caught.value)
 
-        threads(4, work)
+        with patience(manager, 1):
+            threads(4, work)
     assert daemon.wait() == 1
     assert "directory was removed or replaced" in daemon.stderr()
     assert rendezvous.everyone() == []
