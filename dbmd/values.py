@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 DEPTH_MAX = 64
 """
 Containers in each other that orjson is trusted with. It takes 1,024; ``json`` ends near 990 less the caller's own
-frames, so a value between the two would be read here and refused there.
+frames, later in Python 3.12, so a value between the two would be read by one and refused by the other.
 """
 
 # As numbers: `in` finds them by memchr. One begins every escape; the other ``json`` escapes, and orjson does not.

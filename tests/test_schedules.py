@@ -275,6 +275,7 @@ def struck(call: Callable[[], Any], number: int) -> bool:
                 raise Struck
         return traced
 
+    sys._getframe().f_trace_opcodes = True  # Python 3.12 asks whether any frame wants them as it begins to trace
     gc.disable()  # nobody sees what is raised in a finalizer, and the garbage of other tests has links in it
     sys.settrace(entered)
     try:
