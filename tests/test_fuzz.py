@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 import subprocess
 import sys
@@ -37,8 +38,8 @@ SEED = 3  # of `make test`, which is the same every time; the deep tier goes on 
 FRAMES, FRAMES_DEEP = 20_000, 1_000_000
 FRAMES_IN_PROCESS = 10_000
 FRAMES_SEARCHED = 375_000  # of the million, at each of the two halves in process
-FULL_SHARE_S = 150  # what `make test-deep` gives by default: enough for the million on two cores
-SEARCH_PART = 0.4  # of the time at most
+FULL_SHARE_S = 150  # what `make test-deep` gives by default: enough for the million on two idle cores
+SEARCH_PART = 0.4  # of a lesser share at most
 IMPOSTOR_CALLS = 100
 WARM_VOLLEYS = 40  # until libzmq, malloc and LevelDB have what they keep
 SETTLE_S_MAX = 20.0
@@ -296,8 +297,10 @@ def test_a_live_daemon_takes_a_million_frames(
     """
     A million frames, no two alike at one target: the halves in process take some, a live daemon the rest.
 
-    Less than the full share of the time is enough for less, and the last line says for how many.
+    The full share of the time is for all of them, and on a busy machine they take longer. A lesser one is enough for
+    less, and the last line says for how many.
     """
+    seconds = math.inf if deep_seconds >= FULL_SHARE_S else deep_seconds
     seed = secrets.randbits(32) if deep_seeds_new else SEED
     began = reported = time.monotonic()
 
@@ -307,8 +310,8 @@ def test_a_live_daemon_takes_a_million_frames(
 
     say(f"seed {seed}")
     with (
-        Search("daemon", seed, deep_seconds * SEARCH_PART) as first,
-        Search("tower", seed + 1, deep_seconds * SEARCH_PART) as second,
+        Search("daemon", seed, seconds * SEARCH_PART) as first,
+        Search("tower", seed + 1, seconds * SEARCH_PART) as second,
     ):
         (daemons, corpus), (towers, _) = first.end(), second.end()
     searched = daemons + towers
@@ -320,7 +323,7 @@ def test_a_live_daemon_takes_a_million_frames(
         if now - reported >= REPORT_S:
             reported = now
             say(f"{searched + count} of {FRAMES_DEEP} frames, {now - began:.0f} of {deep_seconds:.0f} s")
-        return searched + count >= FRAMES_DEEP or now - began >= deep_seconds * 0.95
+        return searched + count >= FRAMES_DEEP or now - began >= seconds * 0.95
 
     taken, stored = assail(daemon, Frames(seed + 2, corpus), enough)
     total = searched + taken
@@ -328,4 +331,4 @@ def test_a_live_daemon_takes_a_million_frames(
         f"{total} of {FRAMES_DEEP} frames: {daemons} and {towers} in process, {taken} at a live daemon, "
         f"{stored} honest stores, {time.monotonic() - began:.0f} of {deep_seconds:.0f} s"
     )
-    assert total >= FRAMES_DEEP or deep_seconds < FULL_SHARE_S
+    assert total >= FRAMES_DEEP or seconds < math.inf
