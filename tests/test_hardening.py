@@ -334,6 +334,7 @@ def test_a_scan_that_waits_too_long_asks_whether_it_is_still_open() -> None:
     asked = Asked()
     asked.greeted(WELCOME, 0)
     pages = asked.scan(b"body", 60_000, 2)
+    asked.open(pages)
     (request,) = messages(asked, 1)
     assert isinstance(request, ScanRequest)
     asked.overdue(OVERDUE_MS + 2)

@@ -21,7 +21,7 @@ import dbmd_client
 from dbmd import session
 from dbmd.protocol import Answer, Error, Outcome
 from dbmd_client import AppointmentsDBM, DbmdError, DeadlineError, UnknownOutcomeError
-from tests.daemon_process import DaemonProcess, private_runtime, until
+from tests.daemon_process import small_pages, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -40,8 +40,7 @@ LINES_MIN = 100  # a call has more lines than that in these rooms; fewer would s
 @pytest.fixture(scope="module")
 def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Yield the address of a daemon."""
-    folder = tmp_path_factory.mktemp("daemon")
-    with private_runtime() as runtime, DaemonProcess(folder / "data", endpoint=f"ipc://{runtime}/s") as process:
+    with small_pages(tmp_path_factory.mktemp("daemon"), records=0) as process:
         yield process.endpoint
 
 
@@ -288,20 +287,22 @@ def struck(call: Callable[[], Any], number: int) -> bool:
     return False
 
 
-@pytest.mark.parametrize("name", ["store", "load"])
+@pytest.mark.parametrize("name", ["store", "load", "scan"])
 def test_a_call_that_a_signal_handler_ends_anywhere_leaves_nothing_behind(name: str, endpoint: str) -> None:
     """Wherever a handler may raise, its exception is what the caller sees, and the next call finds all as it was."""
     with AppointmentsDBM(endpoint, timeout_s=LONG_S / 2) as manager:
         channel: Any = manager._channel
-        commands, asked = channel._commands, channel._points
-        link = channel._links["writer" if name == "store" else "points"]
+        commands, asked, scanning = channel._commands, channel._points, channel._scans
+        link = channel._links[{"store": "writer", "load": "points", "scan": "scans"}[name]]
         manager.store_watcher_appointment("here", {"n": 0})
+        for each in range(8 if name == "scan" else 0):  # a page each, and twice the credit
+            manager.store_watcher_appointment(f"large{each}", {"blob": "ab" * 2_000})
         number = 0
 
         def call() -> object:
             if name == "store":
                 return manager.store_watcher_appointment(f"struck{number}", {"n": number})
-            return manager.load_watcher_appointment("here")
+            return manager.load_watcher_appointment("here") if name == "load" else manager.load_watcher_appointments()
 
         call()
         interrupted = True
@@ -317,4 +318,5 @@ def test_a_call_that_a_signal_handler_ends_anywhere_leaves_nothing_behind(name: 
             until(lambda: call() and not asked.queries, "the answer to what was asked when the handler came")
             commands.overdue(0)
             assert not commands.begun, number
+            assert not [*scanning.scans, *scanning.abandoned], number
         assert number > PLACES_MIN

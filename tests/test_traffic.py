@@ -45,6 +45,7 @@ def test_a_scan_asked_again_does_not_take_pages_of_its_first_snapshot() -> None:
     """A scan of which nothing came is asked again under a new tag: a page of the first snapshot may be on its way."""
     asked = Asked()
     pages = asked.scan(b"body", 1_000, 2)
+    asked.open(pages)
     (first,) = requests(asked)
     asked.greeted(WELCOME, 0)
     (second,) = requests(asked)
@@ -64,6 +65,7 @@ def scanned() -> tuple[Asked, Pages]:
     """Return a reader's traffic with one scan under way."""
     asked = Asked()
     pages = asked.scan(b"body", 1_000, 2)
+    asked.open(pages)
     assert len(requests(asked)) == 1
     return asked, pages
 
@@ -125,6 +127,7 @@ def test_a_deadline_that_passed_by_both_clocks_is_no_news() -> None:
     assert not asked.astray
     scanning = Asked()
     pages = scanning.scan(b"body", now_ms() + 30_000, 1)
+    scanning.open(pages)
     scanning.incoming(Answers([Answer(pages.tag, Outcome.FAILED, LATE)]), None)
     assert scanning.astray
     for deadline_ms, astray in ((0, False), (now_ms() + 30_000, True)):

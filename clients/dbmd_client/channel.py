@@ -255,11 +255,12 @@ class Channel:
         effect = operation.verb.effect(arguments, self.limits)
         assert isinstance(effect, Scan)  # noqa: S101 - the declaration says so
         link, asked, process = self._links["scans"], self._scans, self._pid
-        with link.lock:
-            until_ms = deadline_ms or self._deadline_ms()
-            pages = asked.scan(self._body(operation, arguments), until_ms, self.limits.page_credit_max)
+        until_ms = deadline_ms or self._deadline_ms()
+        pages = asked.scan(self._body(operation, arguments), until_ms, self.limits.page_credit_max)
         where = f"{operation.name} at {self.endpoint}"
         try:
+            with link.lock:
+                asked.open(pages)
             while True:
                 page, body = self._next_page(where, link, pages, deadline_ms or self._deadline_ms())
                 link.nudge()  # another thread may have abandoned a scan while the lock was ours

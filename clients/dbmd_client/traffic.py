@@ -192,11 +192,13 @@ class Asked:
         return tag
 
     def scan(self, body: bytes, deadline_ms: int, credit: int) -> Pages:
-        """Open a scan, under a new tag."""
-        tag = next(self._tags)
-        pages = self.scans[tag] = Pages(ScanRequest(tag, deadline_ms, credit, body))
+        """Return a scan under a new tag, to be opened by whoever then knows what to abandon."""
+        return Pages(ScanRequest(next(self._tags), deadline_ms, credit, body))
+
+    def open(self, pages: Pages) -> None:
+        """Open a scan."""
+        self.scans[pages.tag] = pages
         self._scans_due.append(pages.request)
-        return pages
 
     def outgoing(self, now: int) -> Sequence[bytes]:
         """Return the frames that are due, to be sent one by one; deadlines travel in the daemon's clock."""

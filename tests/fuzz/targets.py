@@ -136,6 +136,7 @@ class Tower:
                 self.asked.query(b"body", 2**40, Waiter())
             else:
                 self.pages = self.asked.scan(b"body", 2**40, 4)
+                self.asked.open(self.pages)
         self.send()
 
     def send(self) -> None:
