@@ -345,6 +345,31 @@ def test_a_torn_manifest_opens(tmp_path: Path) -> None:
         assert list(ours.scan(ALL)) == RECORDS
 
 
+@pytest.mark.parametrize("lead", [1, 3, 6, 200])
+@pytest.mark.parametrize("lost", [0, -1])
+def test_a_manifest_was_refused_of_whose_last_edit_a_sector_held_a_few_bytes(
+    lead: int, lost: int, tmp_path: Path
+) -> None:
+    """However little of it stood in the sector that a power cut lost, its first or its last, the edit is dropped."""
+    path = to_tables(original(tmp_path / "db"))
+    manifest = max(path.glob("MANIFEST-*"))
+    whole = manifest.read_bytes()
+
+    def pointer(frame_bytes: int) -> bytes:
+        """Return a compaction pointer that takes so many bytes of the log."""
+        length = frame_bytes - logs.HEADER.size - 4
+        return b"\x05\x01" + bytes((length & 127 | 128, length >> 7)) + b"k" * length
+
+    whole += logs.encode([pointer(1024 - (len(whole) + lead) % 512)])
+    grown = bytearray(whole + logs.encode([pointer(lead + 512 + lead)]))
+    part = slice(len(whole), len(whole) + lead) if lost == 0 else slice(len(grown) - lead, len(grown))
+    assert (part.stop if lost == 0 else part.start) % 512 == 0
+    grown[part] = bytes(lead)
+    manifest.write_bytes(grown)
+    with closing(LevelDB.open(str(path))) as ours:
+        assert list(ours.scan(ALL)) == RECORDS
+
+
 def test_a_manifest_that_was_torn_between_two_blocks_opens(tmp_path: Path) -> None:
     """Of an edit that was never synced a whole first fragment is there, and zeros: LevelDB alone minds those."""
     path = to_tables(original(tmp_path / "db"))

@@ -112,12 +112,16 @@ def creation_was_cut(path: str, evidence: list[str]) -> bool:
 
 
 def _lacks_sectors(path: Path, bad_at: int | None) -> bool:
-    """Say whether sectors behind a bad record were never written: they read as zeros, which no flipped bit makes."""
+    """
+    Say whether sectors from a bad record on were never written, and read as zeros, which no flipped bit makes.
+
+    Of the first and the last sector as little as a byte may be the edit's, and zero by chance: no matter, see ``read``.
+    """
     data, at = path.read_bytes(), bad_at or 0
     parts = (
         data[max(at, start) : start + SECTOR_BYTES] for start in range(at - at % SECTOR_BYTES, len(data), SECTOR_BYTES)
     )
-    return any(len(part) >= logs.HEADER.size and not any(part) for part in parts)
+    return not all(map(any, parts))
 
 
 def read(path: str, sizes: dict[str, int]) -> Manifest:
