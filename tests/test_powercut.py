@@ -101,9 +101,9 @@ def test_two_hundred_power_cuts(folder: Path) -> None:
 @pytest.mark.parametrize("name", FILE_SYSTEMS)
 def test_power_cuts_under_a_real_file_system(name: str, folder: Path) -> None:
     """A disk's power is cut, and what the file system makes of it holds all that was acknowledged."""
-    if lacking := missing():
-        pytest.skip(f"to cut the power of a disk needs {lacking}")
     system = FILE_SYSTEMS[name]
+    if lacking := missing(system):
+        pytest.skip(f"to cut the power of a disk needs {lacking}")
     made, base = record_run(Plan(load_s=1.0, kills=2), system, folder)
     report = cut(made, base, system, folder, CUTS_REAL, Random(SEED), say)  # noqa: S311
     say(str(report))
@@ -115,9 +115,9 @@ def test_power_cuts_under_a_real_file_system(name: str, folder: Path) -> None:
 @needs_gcc
 def test_power_cuts_under_a_real_file_system_show_a_sync_that_is_missing(folder: Path) -> None:
     """Where the daemon's syncs only pretend, its disk is never flushed, and the rig says what is lost."""
-    if lacking := missing():
-        pytest.skip(f"to cut the power of a disk needs {lacking}")
     system = FILE_SYSTEMS["ext4"]
+    if lacking := missing(system):
+        pytest.skip(f"to cut the power of a disk needs {lacking}")
     made, base = record_run(Plan(kills=0, swallow=True), system, folder)
     report = cut(made, base, system, folder, 12, Random(SEED), say)  # noqa: S311
     assert report.lost + report.bad > 0

@@ -35,12 +35,14 @@ def main() -> int:
     parser.add_argument("--swallow", action="store_true", help="switch the sync off, to see what the rig finds")
     asked = parser.parse_args()
     seed = asked.seed if asked.seed is not None else SystemRandom().randrange(1 << 32)
-    if asked.real is not None and (lacking := device.missing()):
-        parser.error(f"to cut the power of a disk needs {lacking}")
+    names = [None] if asked.real is None else asked.real or [*device.FILE_SYSTEMS]
+    for name in names:
+        if name is not None and (lacking := device.missing(device.FILE_SYSTEMS[name])):
+            parser.error(f"to cut the power of a disk needs {lacking}")
     plan, rng, reports = Plan(load_s=asked.load_s, kills=asked.kills, swallow=asked.swallow), Random(seed), []  # noqa: S311
     _say(f"seed {seed}")
     try:
-        for name in [None] if asked.real is None else asked.real or device.FILE_SYSTEMS:
+        for name in names:
             with tempfile.TemporaryDirectory(prefix="p-") as temporary:
                 folder = Path(temporary)
                 if name is None:

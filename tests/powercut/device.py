@@ -13,6 +13,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -58,7 +59,7 @@ FILE_SYSTEMS = {
 PACKAGES = {"fusermount3": "fuse3", **{each.make[0]: each.package for each in FILE_SYSTEMS.values()}}
 
 
-def missing() -> str:
+def missing(system: FileSystem) -> str:
     """Return what is missing for such cuts, once Debian's packages have been installed where that can be; else ""."""
     if os.geteuid():
         return "root"
@@ -69,7 +70,14 @@ def missing() -> str:
             subprocess.run(["apt-get", *words], check=False, capture_output=True, env=environment)
     lacking = [package for program, package in PACKAGES.items() if shutil.which(program) is None]
     lacking += [device for device in ("/dev/fuse", "/dev/loop-control") if not Path(device).exists()]
-    return ", ".join(lacking)
+    if lacking:
+        return ", ".join(lacking)
+    with tempfile.TemporaryDirectory(prefix="p-") as folder:
+        try:
+            _made(system, Path(folder))
+        except OSError as error:
+            return f"a kernel that mounts {system.name}: {error}"
+    return ""
 
 
 def _command(*words: object) -> None:
@@ -88,6 +96,17 @@ def _mounted(image: Path, folder: Path) -> Iterator[Path]:
         yield where
     finally:
         _command("umount", where)
+
+
+def _made(system: FileSystem, folder: Path) -> Path:
+    """Return an image with a new file system, and a directory for a database in it."""
+    image = folder / "image"
+    with image.open("wb") as file:
+        file.truncate(system.size_mib << 20)
+    _command(*system.make, image)
+    with _mounted(image, folder) as where:
+        (where / "db").mkdir(mode=0o700)
+    return image
 
 
 @contextmanager
@@ -164,12 +183,7 @@ def _write(image: Path, records: list[Record]) -> None:
 
 def record_run(plan: Plan, system: FileSystem, folder: Path) -> tuple[Run, Path]:
     """Run daemon and clients on a disk with a new file system; return what is known of them, and the disk of before."""
-    image, base, journal = folder / "image", folder / "base", folder / "journal"
-    with image.open("wb") as file:
-        file.truncate(system.size_mib << 20)
-    _command(*system.make, image)
-    with _mounted(image, folder) as where:
-        (where / "db").mkdir(mode=0o700)
+    image, base, journal = _made(system, folder), folder / "base", folder / "journal"
     _command("cp", "--sparse=always", image, base)
     with ExitStack() as stack:
         disk = stack.enter_context(_recorded(image, journal, folder))
