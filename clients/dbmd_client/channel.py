@@ -102,8 +102,7 @@ class Channel:
     def check_open(self) -> None:
         """Raise ``RuntimeError`` once closed; after a ``fork``, make this process's own links."""
         if self._closed:
-            message = "the database is closed"
-            raise RuntimeError(message)
+            raise RuntimeError("the database is closed")
         if self._pid != PROCESS.pid:
             with PROCESS.lock:
                 if self._pid != PROCESS.pid:
