@@ -24,6 +24,7 @@ def test_every_promise_holds_under_every_fault(first: int) -> None:
     totals, failure = search(range(first, first + SEEDS_A_TEST))
     assert failure is None, str(failure)
     assert totals["seeds"] == SEEDS_A_TEST
+    assert totals["scans"] > SEEDS_A_TEST, "hardly a scan came to its end"
 
 
 def test_a_seed_replays_exactly() -> None:

@@ -118,7 +118,11 @@ class Client:
         if work.operation.collect is None:
             self.points.query(work.body, call.deadline_ms, call.waiter)
         else:
-            call.pages = self.scans.scan(work.body, call.deadline_ms, CREDIT_PAGES)
+            self._scan(call, work)
+
+    def _scan(self, call: Pending, work: Query) -> None:
+        call.pages = self.scans.scan(work.body, call.deadline_ms, CREDIT_PAGES)
+        self.scans.open(call.pages)
 
     def ask(self, work: Unknown, timeout_ms: int) -> None:
         """Begin to settle an identity, which may be another client's."""
@@ -270,7 +274,7 @@ class Client:
                 if message.payload[0] != Code.SNAPSHOT:
                     return True
                 call.taken.append(None)
-                call.pages = self.scans.scan(work.body, call.deadline_ms, CREDIT_PAGES)
+                self._scan(call, work)
                 return False
             call.taken.append(Received(message, body, effect.segments[message.segment]))
             if message.last:
@@ -292,6 +296,7 @@ class Client:
         except CorruptRecordError as error:
             found = error
         self.world.checker.found(call.since, work.expect, found)
+        self.world.scans += 1
 
     # --- Its own end ---
 

@@ -55,6 +55,7 @@ def search(seeds: Iterable[int]) -> tuple[Counter[str], Failure | None]:
         totals["commands"] += len(world.checker.ledger)
         totals["acknowledged"] += world.checker.acknowledged
         totals["deaths"] += world.deaths
+        totals["scans"] += world.scans
     return totals, None
 
 

@@ -97,7 +97,7 @@ class World:
         self.clients: list[Client] = []
         self.unknowns: list[Unknown] = []
         self.told: list[Unknown] = []  # whose outcome somebody learned, and others may still ask for
-        self.deaths = 0
+        self.deaths = self.scans = 0
         self._rogue: Rogue | None = None
         self._quiet = rng.random() < 0.1
         self._tags = self._runs = self._uptime_ms_max = 0
