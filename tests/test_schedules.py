@@ -158,6 +158,7 @@ def test_what_is_abandoned_beside_a_call_is_given_back_with_it(endpoint: str) ->
                 assert second is None
                 assert not asked.abandoned, line
                 assert next(first) == (b"one", b"record")
+                first.close()  # whom its tracer holds in a cycle, and with it a scan, until the collector comes
 
             return manager.db.iterator, opened.close, check
 
