@@ -74,9 +74,11 @@ def missing(system: FileSystem) -> str:
         return ", ".join(lacking)
     with tempfile.TemporaryDirectory(prefix="p-") as folder:
         try:
-            _made(system, Path(folder))
+            image = _made(system, Path(folder))
+            with _recorded(image, Path(folder) / "journal", Path(folder)) as disk, _mounted(disk, Path(folder)):
+                pass
         except OSError as error:
-            return f"a kernel that mounts {system.name}: {error}"
+            return f"a kernel that mounts {system.name} on a recorded disk: {error}"
     return ""
 
 
@@ -111,7 +113,7 @@ def _made(system: FileSystem, folder: Path) -> Path:
 
 @contextmanager
 def _recorded(image: Path, journal: Path, folder: Path) -> Iterator[Path]:
-    """Serve an image as a file whose writes and syncs are noted in ``journal``; yield that file."""
+    """Serve an image as a file whose writes and syncs are noted in ``journal``; yield that file. Raises ``OSError``."""
     where = folder / "recorded"
     where.mkdir()
     command = [sys.executable, "-m", "tests.powercut.recorder", str(image), str(journal), str(where)]
@@ -119,8 +121,8 @@ def _recorded(image: Path, journal: Path, folder: Path) -> Iterator[Path]:
     try:
         deadline = time.monotonic() + START_S_MAX
         while not (where / "disk").exists():
-            assert recorder.poll() is None, "the recorder has ended"
-            assert time.monotonic() < deadline, "the recorder does not begin"
+            if recorder.poll() is not None or time.monotonic() > deadline:
+                raise OSError(f"the recorder has ended with {recorder.returncode}, or does not begin")
             time.sleep(0.01)
         yield where / "disk"
     finally:
