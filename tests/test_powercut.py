@@ -183,8 +183,10 @@ def test_a_device_keeps_what_was_flushed_and_any_of_the_rest(tmp_path: Path) -> 
     """Whatever a cut leaves of the writes since the last flush, those before it are there; sectors stay whole."""
     (tmp_path / "base").write_bytes(b"....")
     device = Device(tmp_path / "base", sector_bytes=1)
-    device.follow([record(1, Did.WRITTEN, data=b"ab"), record(2, Did.SYNCED)])
-    device.follow([record(3, Did.WRITTEN, offset=2, data=b"cd"), record(4, Did.WRITTEN, offset=1, data=b"e")])
+    device.follow(record(1, Did.WRITTEN, data=b"ab"))
+    device.follow(record(2, Did.SYNCED))
+    device.follow(record(3, Did.WRITTEN, offset=2, data=b"cd"))
+    device.follow(record(4, Did.WRITTEN, offset=1, data=b"e"))
     found = set()
     for seed in range(100):
         device.cut(tmp_path / "cut", Random(seed))  # noqa: S311

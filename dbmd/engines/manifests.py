@@ -111,16 +111,15 @@ def creation_was_cut(path: str, evidence: list[str]) -> bool:
     return len(found) <= len(whole) and (whole.startswith(found) or not any(found))
 
 
-def _lacks_sectors(path: Path, bad_at: int | None) -> bool:
+def _lacks_sectors(path: Path, bad_at: int) -> bool:
     """
     Say whether sectors from a bad record on were never written, and read as zeros, which no flipped bit makes.
 
     Of the first and the last sector as little as a byte may be the edit's, and zero by chance: no matter, see ``read``.
     """
-    data, at = path.read_bytes(), bad_at or 0
-    parts = (
-        data[max(at, start) : start + SECTOR_BYTES] for start in range(at - at % SECTOR_BYTES, len(data), SECTOR_BYTES)
-    )
+    data = path.read_bytes()
+    first = bad_at - bad_at % SECTOR_BYTES
+    parts = (data[max(bad_at, start) : start + SECTOR_BYTES] for start in range(first, len(data), SECTOR_BYTES))
     return not all(map(any, parts))
 
 
@@ -136,9 +135,10 @@ def read(path: str, sizes: dict[str, int]) -> Manifest:
     found = logs.survey(str(Path(path) / name), keep=edits)
     # LevelDB takes a MANIFEST that just ends early, and no other fault. But what a torn last edit replaces is still
     # there: nothing is removed before the sync, and whatever is missing is told.
-    torn = found.cut or (found.later_start_at is None and _lacks_sectors(Path(path) / name, found.bad_at))
-    if found.bad_at is not None and not torn:
-        raise damaged(path, f"{name} has a bad record at byte {found.bad_at}")
+    if found.bad_at is not None and not found.cut:
+        torn = found.later_start_at is None and _lacks_sectors(Path(path) / name, found.bad_at)
+        if not torn:
+            raise damaged(path, f"{name} has a bad record at byte {found.bad_at}")
     manifest = Manifest(name=name, torn_at=found.bad_at)
     try:
         for edit in edits:

@@ -23,6 +23,7 @@ from tests.benchmarks.figures import Findings
 from tests.benchmarks.machine import has_journal
 from tests.benchmarks.rounds import Work
 from tests.benchmarks.stores import COUNTS, THREADS, over_embedded, over_redis, storing
+from tests.powercut.device import mounted
 from tests.powercut.library import compiled, compiler
 
 if TYPE_CHECKING:
@@ -89,16 +90,14 @@ def _journal(bench: Bench) -> Findings:
 @contextmanager
 def _mounted(folder: Path, size_mib: int) -> Iterator[Path]:
     """Make an ext4 in a file, and yield where it is mounted."""
-    image, mounted = folder / "image", folder / "mounted"
+    image = folder / "image"
     with image.open("wb") as file:  # written, and no hole: a disk need not make room for a block, either
         for _ in range(size_mib):
             file.write(bytes(1 << 20))
         os.fsync(file.fileno())
-    mounted.mkdir()
     subprocess.run(["mkfs.ext4", "-q", "-F", "-E", "nodiscard", str(image)], check=True, timeout=60)
-    subprocess.run(["mount", "-o", "loop", str(image), str(mounted)], check=True, timeout=60)
     try:
-        yield mounted
+        with mounted(image, folder) as where:
+            yield where
     finally:
-        subprocess.run(["umount", str(mounted)], check=True, timeout=60)
         image.unlink()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import shutil
 import subprocess
 import time
@@ -19,6 +18,7 @@ from tests.benchmarks import clients
 from tests.benchmarks.records import POOL, encoded
 from tests.crew import die_with_parent
 from tests.daemon_process import DaemonProcess
+from tests.debian import lacking
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 START_S_MAX = 20.0
-INSTALL = ("apt-get", "install", "--yes", "--no-install-recommends", "redis-server")
 
 
 class System(NamedTuple):
@@ -47,15 +46,8 @@ def dbmd(path: Path, *arguments: str) -> Iterator[System]:
 
 def redis_server() -> str:
     """Return where redis-server is; install Debian's package if it is missing."""
+    lacking({"redis-server": "redis-server"})
     found = shutil.which("redis-server")
-    if found is None and os.geteuid() == 0 and shutil.which("apt-get"):
-        environment = os.environ | {
-            "DEBIAN_FRONTEND": "noninteractive",
-            "RUNLEVEL": "1",
-        }  # a service of it is not needed
-        for command in (("apt-get", "update"), INSTALL):
-            subprocess.run(command, check=False, capture_output=True, env=environment)
-        found = shutil.which("redis-server")
     if found is None:
         raise SystemExit(
             "bench: redis-server is missing and could not be installed: run apt-get install redis-server as root"

@@ -19,6 +19,7 @@ import zmq
 from dbmd.daemon import PARK_S
 from dbmd_client import Administration, AppointmentsDBM, DeadlineError, DiskFullError
 from tests.crowd import Raw
+from tests.daemon_process import patience
 from tests.faults.scene import Scene
 from tests.powercut.library import Fault, Kind
 from tests.torture.work import Silent
@@ -284,8 +285,7 @@ def _stuck(scene: Scene) -> bool:
     """Load records until a reader hangs in it; none does where a compaction has opened all their tables."""
     fired = scene.library.fired
     scene.library.order(Fault.READER_STALLS)
-    with AppointmentsDBM(scene.endpoint, logger=Silent()) as database:
-        database._channel.timeout_s = 1.0  # type: ignore[attr-defined]  # an opening may take longer than a call
+    with AppointmentsDBM(scene.endpoint, logger=Silent()) as database, patience(database, 1):
         for number in range(0, STUCK_RECORDS, STUCK_STEP):
             try:
                 assert database.db.get(STUCK_KEY % number) is not None

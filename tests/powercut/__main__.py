@@ -39,25 +39,28 @@ def main() -> int:
     for name in names:
         if name is not None and (lacking := device.missing(device.FILE_SYSTEMS[name])):
             parser.error(f"to cut the power of a disk needs {lacking}")
-    plan, rng, reports = Plan(load_s=asked.load_s, kills=asked.kills, swallow=asked.swallow), Random(seed), []  # noqa: S311
+    plan, reports = Plan(load_s=asked.load_s, kills=asked.kills, swallow=asked.swallow), []
     _say(f"seed {seed}")
     try:
         for name in names:
             with tempfile.TemporaryDirectory(prefix="p-") as temporary:
                 folder = Path(temporary)
                 if name is None:
-                    rig = Rig(run(plan, folder), folder, rng, _say)
-                    reports += [rig.cut(model, asked.cuts, openings_every=5) for model in Model]
+                    made = run(plan, folder)
+                    rigs = [(Rig(made, folder, Random(seed), _say), model) for model in Model]  # noqa: S311
+                    reports += [rig.cut(model, asked.cuts, openings_every=5) for rig, model in rigs]
                 else:
-                    made, base = device.record_run(plan, device.FILE_SYSTEMS[name], folder)
-                    reports.append(device.cut(made, base, device.FILE_SYSTEMS[name], folder, asked.cuts, rng, _say))
+                    system = device.FILE_SYSTEMS[name]
+                    made, base = device.record_run(plan, system, folder)
+                    reports.append(device.cut(made, base, system, folder, asked.cuts, Random(seed), _say))  # noqa: S311
     finally:
         leave_nothing()
     for report in reports:
         _say(str(report))
         for problem in report.problems[:5]:
             _say(f"  {problem}")
-    return 1 if any(report.bad for report in reports[: len(reports) if asked.real is not None else 1]) else 0
+    promised = reports[:1] if asked.real is None else reports  # nothing is promised of strict POSIX
+    return 1 if any(report.bad for report in promised) else 0
 
 
 if __name__ == "__main__":

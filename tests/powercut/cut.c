@@ -148,10 +148,12 @@ static void note(uint16_t kind, uint32_t handle, uint64_t offset, uint64_t mark,
     struct record record = {0x4a545543, kind, (uint16_t)name_bytes, handle, (uint32_t)data_bytes, offset, mark};
     struct iovec parts[3] = {{&record, sizeof record}, {(void *)name, name_bytes}, {(void *)data, data_bytes}};
     int saved = errno;
-    if (*journal_path && journal < 0)
-        journal = open(journal_path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
-    if (*journal_path && real(journal, parts, 3) != (ssize_t)(sizeof record + name_bytes + data_bytes))
-        abort();
+    if (*journal_path) {
+        if (journal < 0)
+            journal = open(journal_path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
+        if (real(journal, parts, 3) != (ssize_t)(sizeof record + name_bytes + data_bytes))
+            abort();
+    }
     if (atomic_load(&state->killed))
         kill(getpid(), SIGKILL);
     errno = saved;

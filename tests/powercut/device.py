@@ -10,7 +10,6 @@ FUSE and loop devices.
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -19,9 +18,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from tests.debian import lacking
 from tests.powercut.disk import Fate
 from tests.powercut.journal import Did, read
-from tests.powercut.rig import PROGRESS_CUTS, Report, points
+from tests.powercut.rig import Report, cuts
 from tests.powercut.run import ROOT, run
 from tests.powercut.witness import Verdict, Witness
 
@@ -56,26 +56,20 @@ FILE_SYSTEMS = {
         FileSystem("btrfs", ("mkfs.btrfs", "-q", "-K"), "btrfs-progs", 256, 4096),
     )
 }
-PACKAGES = {"fusermount3": "fuse3", **{each.make[0]: each.package for each in FILE_SYSTEMS.values()}}
 
 
 def missing(system: FileSystem) -> str:
     """Return what is missing for such cuts, once Debian's packages have been installed where that can be; else ""."""
     if os.geteuid():
         return "root"
-    lacking = [package for program, package in PACKAGES.items() if shutil.which(program) is None]
-    if lacking and shutil.which("apt-get"):
-        environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-        for words in (("update",), ("install", "--yes", "--no-install-recommends", *lacking)):
-            subprocess.run(["apt-get", *words], check=False, capture_output=True, env=environment)
-    lacking = [package for program, package in PACKAGES.items() if shutil.which(program) is None]
-    lacking += [device for device in ("/dev/fuse", "/dev/loop-control") if not Path(device).exists()]
-    if lacking:
-        return ", ".join(lacking)
+    things = lacking({"fusermount3": "fuse3", system.make[0]: system.package})
+    things += [device for device in ("/dev/fuse", "/dev/loop-control") if not Path(device).exists()]
+    if things:
+        return ", ".join(things)
     with tempfile.TemporaryDirectory(prefix="p-") as folder:
         try:
             image = _made(system, Path(folder))
-            with _recorded(image, Path(folder) / "journal", Path(folder)) as disk, _mounted(disk, Path(folder)):
+            with _recorded(image, Path(folder) / "journal", Path(folder)) as disk, mounted(disk, Path(folder)):
                 pass
         except OSError as error:
             return f"a kernel that mounts {system.name} on a recorded disk: {error}"
@@ -89,7 +83,7 @@ def _command(*words: object) -> None:
 
 
 @contextmanager
-def _mounted(image: Path, folder: Path) -> Iterator[Path]:
+def mounted(image: Path, folder: Path) -> Iterator[Path]:
     """Mount an image; raises ``OSError`` where its file system cannot be."""
     where = folder / "mounted"
     where.mkdir(exist_ok=True)
@@ -106,7 +100,7 @@ def _made(system: FileSystem, folder: Path) -> Path:
     with image.open("wb") as file:
         file.truncate(system.size_mib << 20)
     _command(*system.make, image)
-    with _mounted(image, folder) as where:
+    with mounted(image, folder) as where:
         (where / "db").mkdir(mode=0o700)
     return image
 
@@ -143,15 +137,14 @@ class Device:
         self._sector_bytes = sector_bytes
         self._pending: list[Record] = []
 
-    def follow(self, records: list[Record]) -> None:
-        """Take the next records."""
-        for record in records:
-            if record.did is Did.WRITTEN:
-                self._pending.append(record)
-            else:
-                assert all(each.end <= record.mark for each in self._pending)
-                _write(self._base, self._pending)
-                self._pending = []
+    def follow(self, record: Record) -> None:
+        """Take the next record."""
+        if record.did is Did.WRITTEN:
+            self._pending.append(record)
+        else:
+            assert all(each.end <= record.mark for each in self._pending)
+            _write(self._base, self._pending)
+            self._pending = []
 
     def cut(self, image: Path, rng: Random) -> None:
         """Write what a power cut may leave to ``image``."""
@@ -189,7 +182,7 @@ def record_run(plan: Plan, system: FileSystem, folder: Path) -> tuple[Run, Path]
     _command("cp", "--sparse=always", image, base)
     with ExitStack() as stack:
         disk = stack.enter_context(_recorded(image, journal, folder))
-        where = stack.enter_context(_mounted(disk, folder))
+        where = stack.enter_context(mounted(disk, folder))
         made = run(plan, folder, where / "db", journal)
     image.unlink()
     return made, base
@@ -201,19 +194,13 @@ def cut(  # noqa: PLR0913, PLR0917 - a run, and how it is cut
     """Cut a run ``count`` times, mount what is left each time, and open the database in it."""
     report = Report(f"real {system.name}", acknowledged=made.acknowledged)
     witness, device = Witness(made.histories), Device(base, system.sector_bytes)
-    records, image, followed = list(read(made.journal)), folder / "cut", 0
-    for index in points(records, count, rng):
-        device.follow(records[followed : index + 1])
-        followed = max(followed, index + 1)
+    image = folder / "cut"
+    for at in cuts(report, list(read(made.journal)), device, count, rng, say):
         device.cut(image, rng)
-        at = records[index].end
         try:
-            with _mounted(image, folder) as where:
+            with mounted(image, folder) as where:
                 verdict, files = witness.look(where / "db", at), [each.name for each in (where / "db").iterdir()]
         except OSError as error:
             verdict, files = Verdict(0, 0, [f"does not mount: {error}"]), []
-        report.cuts += 1
         report.take(verdict, at, files)
-        if report.cuts % PROGRESS_CUTS == 0:
-            say(f"{system.name}: {report.cuts} of {count} cuts: {report.lost} lost, {report.bad} bad")
     return report

@@ -15,7 +15,7 @@ import subprocess
 import sys
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from tests.powercut.disk import Disk, Model, store
 from tests.powercut.journal import Did, read
@@ -84,6 +84,28 @@ def points(records: list[Record], count: int, rng: Random) -> list[int]:
     return sorted(drawn)
 
 
+class Follower(Protocol):
+    """A disk, or its model, that has done all that it was told of."""
+
+    def follow(self, record: Record) -> None:
+        """Take the next record."""
+
+
+def cuts(  # noqa: PLR0913, PLR0917 - where, of what, and who hears of it
+    report: Report, records: list[Record], disk: Follower, count: int, rng: Random, say: Callable[[str], None]
+) -> Iterator[int]:
+    """Draw cuts, and yield the journal's length at each, to which ``disk`` has followed; they are counted and told."""
+    followed = 0
+    for index in points(records, count, rng):
+        for record in records[followed : index + 1]:
+            disk.follow(record)
+        followed = max(followed, index + 1)
+        report.cuts += 1
+        yield records[index].end
+        if report.cuts % PROGRESS_CUTS == 0:
+            say(f"{report.of}: {report.cuts} of {count} cuts: {report.lost} lost, {report.bad} bad")
+
+
 def _kind(problem: str) -> str:
     """Return a problem without what differs from disk to disk."""
     if not problem.startswith("does not"):
@@ -106,22 +128,14 @@ class Rig:
         """Cut ``count`` times; every ``openings_every``-th disk's opening is cut too."""
         report = Report(model.value, acknowledged=self._run.acknowledged)
         witness, disk = Witness(self._run.histories), Disk()
-        followed = 0
-        for index in points(self._records, count, self._rng):
-            for record in self._records[followed : index + 1]:
-                disk.follow(record)
-            followed = max(followed, index + 1)
+        for at in cuts(report, self._records, disk, count, self._rng, self._say):
             files = disk.cut(model, self._rng)
-            report.cuts += 1
             report.names_unsynced += bool(disk.names_unsynced)
-            at = self._records[index].end
             self._judge(report, witness, files, at)
             if openings_every and report.cuts % openings_every == 0:
                 for left in self._cut_opening(files, model):
                     report.openings_cut += 1
                     self._judge(report, witness, left, at)
-            if report.cuts % PROGRESS_CUTS == 0:
-                self._say(f"{report.cuts} of {count} cuts: {report.lost} lost, {report.bad} bad")
         return report
 
     def _judge(self, report: Report, witness: Witness, files: dict[str, bytes], at: int) -> None:
