@@ -198,6 +198,15 @@ class DaemonProcess:
             tasks = Path(f"/proc/{self.pid}/task")
             until(lambda: all(") T " in (task / "stat").read_text() for task in tasks.iterdir()), "the process to stop")
 
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Have the process stand still meanwhile: every thread of it, so that it neither takes nor tells anything."""
+        self.signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.signal(signal.SIGCONT)
+
     def wait(self, timeout_s: float = EXIT_S_MAX) -> int:
         """Wait until the process has ended, and return its exit code."""
         assert self.process is not None

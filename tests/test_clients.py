@@ -173,12 +173,10 @@ def test_every_call_has_a_deadline_and_its_error_says_what_may_have_happened(dae
             except DbmdError as error:
                 raised[name] = error
 
-        daemon.signal(signal.SIGSTOP)
-        started = time.monotonic()
-        with patience(manager, 1):
+        with daemon.frozen(), patience(manager, 1):
+            started = time.monotonic()
             threads(len(calls), lambda thread: call(list(calls)[thread]))
-        took_s = time.monotonic() - started
-        daemon.signal(signal.SIGCONT)
+            took_s = time.monotonic() - started
         assert 0.9 < took_s < 10
         assert raised.keys() == calls.keys()
         for name, error in raised.items():
@@ -392,17 +390,15 @@ def test_close_ends_the_calls_of_other_threads(daemon: DaemonProcess) -> None:
         except (DbmdError, RuntimeError) as error:
             ended.append(error)
 
-    daemon.signal(signal.SIGSTOP)
-
     def close() -> None:
         links = manager._channel._links.values()  # type: ignore[attr-defined]
         until(lambda: sum(len(link._waiters) for link in links) == 6, "calls")
         manager.close()
 
-    started = time.monotonic()
-    threads(7, lambda thread: work(thread) if thread < 6 else close())
-    daemon.signal(signal.SIGCONT)
-    assert time.monotonic() - started < 5
+    with daemon.frozen():
+        started = time.monotonic()
+        threads(7, lambda thread: work(thread) if thread < 6 else close())
+        assert time.monotonic() - started < 5
     assert len(ended) == 6
     assert all("closed" in str(each) for each in ended)
     manager.close()

@@ -10,8 +10,7 @@ import sys
 import threading
 import time
 import traceback
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -33,6 +32,7 @@ from tests.daemon_process import DaemonProcess, private_runtime, small_pages, un
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 
 LONG_S = 20.0  # a call that takes this long hangs
@@ -74,17 +74,6 @@ class Apart(threading.Thread):
         self.join(LONG_S)
         assert not self.is_alive(), "the call hangs"
         return self.result
-
-
-@contextmanager
-def frozen(daemon: DaemonProcess) -> Iterator[None]:
-    """Stop the daemon, surely, and have it go on at the end."""
-    daemon.signal(signal.SIGSTOP)
-    try:
-        until(lambda: "\nState:\tT" in Path(f"/proc/{daemon.pid}/status").read_text(), "the daemon to stop")
-        yield
-    finally:
-        daemon.signal(signal.SIGCONT)
 
 
 @pytest.mark.parametrize(
@@ -262,7 +251,7 @@ def test_a_signal_handler_may_call_while_its_thread_leads(daemon: DaemonProcess,
 
     before = signal.signal(signal.SIGUSR1, call)
     started = time.monotonic()
-    with frozen(daemon):
+    with daemon.frozen():
         helper = Apart(interrupt)
         assert manager.load_entry("k0001") == b"v" * 100
     assert helper.ended() is None
@@ -291,7 +280,7 @@ def test_a_call_that_is_interrupted_leaves_nothing_behind(manager: AppointmentsD
 def test_a_leader_that_went_silent_is_succeeded(daemon: DaemonProcess, manager: AppointmentsDBM) -> None:
     """A thread that died while it led, whatever killed it, costs the others a second and not their deadlines."""
     link = manager._channel._links["points"]  # type: ignore[attr-defined]
-    with frozen(daemon):
+    with daemon.frozen():
         link._leader, link._led_ms = Waiter(), now_ms()
         call = Apart(lambda: manager.load_entry("k0000"))
         until(lambda: link._waiters, "the call to wait")

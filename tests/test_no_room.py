@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import sys
 import threading
@@ -142,7 +141,6 @@ def test_a_call_that_a_full_window_keeps_back_names_it_at_its_deadline(tmp_path:
         AppointmentsDBM(daemon.endpoint) as database,
     ):
         database.store_watcher_appointment("1", {})
-        daemon.signal(signal.SIGSTOP)
         first: list[BaseException] = []
 
         def store() -> None:
@@ -152,16 +150,16 @@ def test_a_call_that_a_full_window_keeps_back_names_it_at_its_deadline(tmp_path:
             except UnknownOutcomeError as error:
                 first.append(error)
 
-        ahead = threading.Thread(target=store)
-        ahead.start()
-        until(lambda: database._channel._commands.begun, "the first to be sent")  # type: ignore[attr-defined]
-        with (
-            pytest.raises(BusyError, match=r"client_window is 1, and as many .* it was never sent"),
-            patience(database, 0.3),
-        ):
-            database.store_watcher_appointment("2", {})
-        ahead.join()
-        daemon.signal(signal.SIGCONT)
+        with daemon.frozen():
+            ahead = threading.Thread(target=store)
+            ahead.start()
+            until(lambda: database._channel._commands.begun, "the first to be sent")  # type: ignore[attr-defined]
+            with (
+                pytest.raises(BusyError, match=r"client_window is 1, and as many .* it was never sent"),
+                patience(database, 0.3),
+            ):
+                database.store_watcher_appointment("2", {})
+            ahead.join()
         assert len(first) == 1
         assert database.load_watcher_appointment("2") is None
 
