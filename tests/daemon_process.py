@@ -170,6 +170,8 @@ class DaemonProcess:
         self.ready_line = line
         if found := ENDPOINT.search(line):
             self.endpoint = found.group()
+            if self.asked is not None:
+                self.asked = self.endpoint  # the next start is on the same port
 
     def stderr(self) -> str:
         """Return all it wrote to standard error, over all its runs."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import sys
 from contextlib import closing
@@ -183,7 +182,7 @@ def daemon_over_ipc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backen
 @pytest.fixture(scope="module")
 def daemon_over_tcp(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
     """Yield a daemon process that listens on a port of the loopback."""
-    daemon = DaemonProcess(tmp_path_factory.mktemp("tcp") / "data", endpoint=f"tcp://127.0.0.1:{free_port()}")
+    daemon = DaemonProcess(tmp_path_factory.mktemp("tcp") / "data", endpoint="tcp://127.0.0.1:*")
     with daemon, closing(OverSockets(daemon)) as backend:
         yield backend
 
@@ -224,18 +223,11 @@ class TestDaemonOverTcp(WholeContract, LikePlyvelContract):
         return daemon_over_tcp
 
 
-def free_port() -> int:
-    """Return a loopback port that nobody has now."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-    return port
-
-
 @pytest.mark.system
 @pytest.mark.parametrize("transport", ["ipc", "tcp"])
 def test_a_client_goes_on_after_a_restart_of_its_daemon(tmp_path: Path, transport: str) -> None:
     """The first call of each kind after a restart reaches the new daemon: the old one interrupts none of them."""
-    endpoint = f"ipc://{tmp_path}/dbmd.sock" if transport == "ipc" else f"tcp://127.0.0.1:{free_port()}"
+    endpoint = f"ipc://{tmp_path}/dbmd.sock" if transport == "ipc" else "tcp://127.0.0.1:*"
     daemon = DaemonProcess(tmp_path / "data", endpoint=endpoint)
     with daemon, AppointmentsDBM(daemon.endpoint, timeout_s=10) as manager:
         for number in range(4):
