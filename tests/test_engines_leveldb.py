@@ -23,6 +23,7 @@ from dbmd.engines import OpenRefusedError, inspection, leveldb, logs, manifests
 from dbmd.engines.leveldb import LevelDB, ReadError, clean
 from dbmd.engines.repair import repair
 from dbmd.storage import CommitUnknownError, MemoryStore, Range, Write
+from tests.daemon_process import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -590,6 +591,7 @@ def test_point_loads_go_on_beside_commits(database: LevelDB) -> None:
 
     thread = threading.Thread(target=load)
     thread.start()
+    until(lambda: seen, "the other thread's first load")
     for number in range(1, 50):
         database.commit([(b"n", b"%d" % number)])
     done.set()
