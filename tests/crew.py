@@ -81,8 +81,9 @@ class Crew:
         return self
 
     def stop(self) -> Self:
-        """Tell the members that it is enough."""
+        """Tell the members that it is enough; behind this none begins another round."""
         self._tell("stop")
+        assert self._line() == "stopped"
         return self
 
     def results(self) -> list[Any]:
@@ -149,6 +150,7 @@ def _launch(work: Callable[[Member], object], count: int) -> None:
             _say("gone")
         elif line == "stop\n":
             shared[STOP] = 1
+            _say("stopped")
         else:
             shared[GO] = 1
             _say([_result(out) for out in outs])
