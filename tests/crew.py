@@ -28,7 +28,7 @@ ROOT = Path(__file__).parent.parent
 PR_SET_PDEATHSIG = 1
 READY_S_MAX = 20.0
 _answers: list[TextIO] = []
-GO, STOP, FIRST_READY = 0, 1, 2  # bytes of the memory that launcher and members share
+GO, STOP, FIRST_READY = 0, 1, 2  # bytes of the memory that launcher and members share; behind them what was seen
 
 
 class Member:
@@ -37,6 +37,10 @@ class Member:
     def __init__(self, number: int, shared: mmap.mmap) -> None:
         self.number = number
         self._shared = shared
+
+    def saw(self, states: int) -> None:
+        """Say how many states were seen so far."""
+        self._shared[(len(self._shared) + FIRST_READY) // 2 + self.number] = min(states, 255)
 
     def ready(self) -> None:
         """Say that everything is prepared, and wait for the others."""
@@ -79,6 +83,11 @@ class Crew:
         self._tell("go")
         assert self._line() == "gone"
         return self
+
+    def seen(self) -> list[int]:
+        """Return how many states each member has seen so far."""
+        self._tell("seen")
+        return list(self._line())
 
     def stop(self) -> Self:
         """Tell the members that it is enough; behind this none begins another round."""
@@ -130,7 +139,7 @@ def _launch(work: Callable[[Member], object], count: int) -> None:
     die_with_parent()
     _answers.append(os.fdopen(os.dup(1), "w", encoding="utf-8"))
     os.dup2(2, 1)  # whatever a member prints is not an answer
-    shared = mmap.mmap(-1, FIRST_READY + count)
+    shared = mmap.mmap(-1, FIRST_READY + 2 * count)
     pids, outs = [], []
     for number in range(count):
         reader, writer = os.pipe()
@@ -144,13 +153,15 @@ def _launch(work: Callable[[Member], object], count: int) -> None:
     for line in sys.stdin:
         if line == "go\n":
             deadline = time.monotonic() + READY_S_MAX
-            while not all(shared[FIRST_READY:]) and time.monotonic() < deadline:
+            while not all(shared[FIRST_READY : FIRST_READY + count]) and time.monotonic() < deadline:
                 time.sleep(0.001)
             shared[GO] = 1
             _say("gone")
         elif line == "stop\n":
             shared[STOP] = 1
             _say("stopped")
+        elif line == "seen\n":
+            _say(list(shared[FIRST_READY + count :]))
         else:
             shared[GO] = 1
             _say([_result(out) for out in outs])

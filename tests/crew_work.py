@@ -83,6 +83,7 @@ def scan_until_stopped(member: Member, where: str, method: str) -> list[Any]:
             )
             if not seen or seen[-1] != found:
                 seen.append(found)
+                member.saw(len(seen))
     return seen
 
 
