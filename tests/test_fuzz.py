@@ -41,6 +41,8 @@ FRAMES_SEARCHED = 375_000  # of the million, at each of the two halves in proces
 FULL_SHARE_S = 150  # what `make test-deep` gives by default: enough for the million on two idle cores
 SEARCH_PART = 0.4  # of a lesser share at most
 IMPOSTOR_CALLS = 100
+ENDINGS = {"done", "UnknownOutcomeError", "FailedError"}  # of its calls
+DEADLINE_S_MAX = 1.0
 WARM_VOLLEYS = 40  # until libzmq, malloc and LevelDB have what they keep
 SETTLE_S_MAX = 20.0
 GROWN_BYTES_MAX = 12 * 2**20  # malloc's and LevelDB's own ups and downs; what leaks grows with the frames
@@ -141,20 +143,24 @@ def test_a_real_client_ends_in_its_own_errors_whatever_the_daemon_says(tmp_path:
     """Every call ends in a result, in a ``DbmdError`` or in the contract's error for a corrupt record, and in time."""
     frames = Frames(SEED)
     ended: set[str] = set()
+    rounds, deadline_s = 0, 0.1
     with Impostor(tmp_path, frames) as impostor:
-        for _ in range(IMPOSTOR_CALLS // 10):
+        while rounds < IMPOSTOR_CALLS // 10 or not (ended >= ENDINGS or deadline_s > DEADLINE_S_MAX):
+            if rounds >= IMPOSTOR_CALLS // 10:  # the impostor is slower than that on this machine
+                deadline_s *= 2
+            rounds += 1
             impostor.honest = True
             tower = AppointmentsDBM(impostor.endpoint, timeout_s=5.0)
             people = Administration(impostor.endpoint, timeout_s=5.0)
             for database in (tower, people):
-                database._channel.timeout_s = 0.1  # type: ignore[attr-defined]
+                database._channel.timeout_s = deadline_s  # type: ignore[attr-defined]
             impostor.honest = False
             for _ in range(10):
                 ended.add(ending(frames.random.choice(calls(tower, people)), tower))
             tower.close()
             people.close()
         assert impostor.answered > IMPOSTOR_CALLS // 4
-    assert {"done", "UnknownOutcomeError", "FailedError"} <= ended
+    assert ended >= ENDINGS
 
 
 def calls(tower: AppointmentsDBM, people: Administration) -> tuple[Callable[[], object], ...]:
