@@ -21,7 +21,7 @@ Done is a return; there is no other way. A method of the specification that come
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     _Base = Exception
@@ -42,6 +42,10 @@ class OpenError(DbmdError):
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
         self.kind = kind
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Go whole to another process: by default it would be made anew of its message alone."""
+        return type(self), (self.kind, str(self)), self.__dict__
 
 
 class RefusedError(DbmdError):
@@ -94,6 +98,10 @@ class UnknownOutcomeError(DbmdError):
     def __init__(self, message: str, identity: str) -> None:
         super().__init__(message)
         self.identity = identity
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Go whole to another process, the identity too."""
+        return type(self), (str(self), self.identity), self.__dict__
 
 
 class SnapshotLostError(DbmdError):
