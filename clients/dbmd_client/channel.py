@@ -21,7 +21,7 @@ from dbmd.protocol import Code, Credit, Error, Goodbye, Outcome, Page, ProtocolE
 from dbmd.session import Call
 from dbmd_client import errors
 from dbmd_client.dialling import describe_process
-from dbmd_client.endings import Patience, cause, failure, refusal, told
+from dbmd_client.endings import Patience, cause, failure, identified, refusal, told
 from dbmd_client.link import PROBE_MS, Link
 from dbmd_client.opening import sibling
 from dbmd_client.process import PROCESS
@@ -307,13 +307,9 @@ class Channel:
         return now_ms() + int(self.timeout_s * 1000)
 
     def outcome(self, identity: str) -> tuple[str, Any]:
-        """Settle an identity: applied with the result; refused, not applied or expired with the reason."""
+        """Settle an identity: applied with the result; refused, not applied or expired with why; or ``ValueError``."""
         self.check_open()
-        try:
-            client, birth, number = identity.split(".")
-            asked = (bytes.fromhex(client), int(birth), int(number))
-        except ValueError:
-            raise ValueError(f"{identity!r} is no identity: client id, birth and number, with dots") from None
+        asked = identified(identity)
         commands, link = self._commands, self._writer
         deadline_ms = self._deadline_ms()
         waiter = Waiter()

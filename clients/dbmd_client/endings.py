@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from dbmd.protocol import Code, Outcome
+from dbmd.protocol import CLIENT_ID_BYTES, Code, Outcome
+from dbmd.shapes import NUMBER_MAX
 from dbmd_client import errors
 
 if TYPE_CHECKING:
@@ -18,7 +20,20 @@ Answer = TypeVar("Answer")
 REFUSED = "refused"
 KEPT_OUT = frozenset({REFUSED, Code.RIGHT, Code.IDENTITY})
 """Why a whole connection is refused: whoever is not let in, or no more, is not helped by asking again."""
+IDENTITY = re.compile(rf"([0-9a-f]{{{2 * CLIENT_ID_BYTES}}})\.([0-9]{{1,19}})\.([0-9]{{1,19}})")
 AGAIN_MS, AGAIN_MS_MAX = 10, 250  # between two askings for what there was no room for; doubled each time
+
+
+def identified(identity: str) -> tuple[bytes, int, int]:
+    """
+    Return the client id, birth and number of an identity; raises ``ValueError``.
+
+    One that the daemon cannot take must not reach it: its refusal of a message ends the calls of all threads.
+    """
+    found = IDENTITY.fullmatch(identity)
+    if found is None or max(birth := int(found[2]), number := int(found[3])) > NUMBER_MAX:
+        raise ValueError(f"{identity!r} is no identity: client id, birth and number, with dots")
+    return bytes.fromhex(found[1]), birth, number
 
 
 def told(outcome: int, payload: Any) -> tuple[str, Any]:  # noqa: ANN401

@@ -1,0 +1,58 @@
+"""What callers hand in, and how they are called: nothing of it ends a daemon, or another thread's call."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+from dbmd_client import AppointmentsDBM
+from tests.daemon_process import DaemonProcess, patience, private_runtime, until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+NO_IDENTITIES = [
+    "", "1.1", "a1.1.1", f"{'a1' * 16}.-1.1", f"{'a1' * 16}.1.{2**63}", f"{'a1' * 16}.{10**30}.1",
+    f"{'a1' * 16}. 1.1",
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def folder() -> Iterator[Path]:
+    """Give each test a runtime folder of its own."""
+    with private_runtime() as path:
+        yield path
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[DaemonProcess]:
+    """Yield a daemon."""
+    with DaemonProcess(tmp_path / "data") as process:
+        yield process
+
+
+def test_an_identity_that_is_none_ended_the_calls_of_other_threads(daemon: DaemonProcess) -> None:
+    """``outcome`` refuses what cannot be an identity, and asks the daemon nothing; a command under way goes on."""
+    results: list[object] = []
+
+    def store() -> None:
+        try:
+            results.append(manager.store_watcher_appointment("a1", {}))
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is the test's result
+            results.append(error)
+
+    with AppointmentsDBM(daemon.endpoint) as manager:
+        thread = threading.Thread(target=store)
+        link = manager._channel._links["writer"]  # type: ignore[attr-defined]
+        with daemon.frozen():
+            thread.start()
+            until(lambda: link._waiters, "the command")
+            for identity in NO_IDENTITIES:
+                with patience(manager, 0.1), pytest.raises(ValueError, match="is no identity"):
+                    manager.outcome(identity)
+        thread.join()
+        assert results == [True]
+        assert manager.outcome(f"{'a1' * 16}.0.{2**63 - 1}")[0] == "not applied"
