@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -56,3 +58,23 @@ def test_an_identity_that_is_none_ended_the_calls_of_other_threads(daemon: Daemo
         thread.join()
         assert results == [True]
         assert manager.outcome(f"{'a1' * 16}.0.{2**63 - 1}")[0] == "not applied"
+
+
+def ipv6() -> bool:
+    """Say whether this machine has a loopback address of IPv6."""
+    with suppress(OSError), socket.socket(socket.AF_INET6) as probe:
+        probe.bind(("::1", 0))
+        return True
+    return False
+
+
+@pytest.mark.skipif(not ipv6(), reason="a machine without IPv6")
+def test_an_address_of_ipv6_was_never_reached(tmp_path: Path) -> None:
+    """A client reaches a daemon at an IPv6 address, and each of its actors."""
+    with (
+        DaemonProcess(tmp_path / "data", endpoint="tcp://[::1]:0") as daemon,
+        AppointmentsDBM(daemon.endpoint, timeout_s=10) as manager,
+    ):
+        assert manager.store_watcher_appointment("a1", {}) is True
+        assert manager.load_watcher_appointment("a1") == {}
+        assert manager.load_watcher_appointments() == {"a1": {}}

@@ -67,6 +67,7 @@ class Dialling:
         socket.linger = 0
         socket.sndhwm = socket.rcvhwm = QUEUE_MESSAGES
         socket.reconnect_ivl, socket.reconnect_ivl_max = 20, 100  # a call may be waiting for the new daemon
+        socket.ipv6 = "[" in endpoint  # else libzmq takes no such address, and says nothing of it
         if self._keys is not None and endpoint.startswith("tcp://"):
             socket.curve_serverkey = self._keys.server.encode()
             socket.curve_publickey = self._keys.public.encode()
