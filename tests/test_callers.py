@@ -78,3 +78,19 @@ def test_an_address_of_ipv6_was_never_reached(tmp_path: Path) -> None:
         assert manager.store_watcher_appointment("a1", {}) is True
         assert manager.load_watcher_appointment("a1") == {}
         assert manager.load_watcher_appointments() == {"a1": {}}
+
+
+@pytest.mark.parametrize("timeout_s", [0, -1, float("nan"), float("inf"), 1_000_001])
+def test_what_is_no_deadline_broke_in_the_middle_of_the_opening(tmp_path: Path, timeout_s: float) -> None:
+    """What is no deadline is a ``ValueError`` that names the bounds, and starts nothing."""
+    with pytest.raises(ValueError, match="timeout_s must be above 0 and up to 1,000,000, not"):
+        AppointmentsDBM(str(tmp_path / "data"), timeout_s=timeout_s)
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_deadline_of_days_is_no_hindrance(tmp_path: Path) -> None:
+    """The longest deadline there is opens a database whose daemon must be started, and serves its calls."""
+    with AppointmentsDBM(str(tmp_path / "data"), timeout_s=1_000_000) as manager:
+        assert manager.store_watcher_appointment("a1", {}) is True
+        assert manager.load_watcher_appointment("a1") == {}
+        assert manager.load_watcher_appointments() == {"a1": {}}

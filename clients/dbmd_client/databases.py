@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from dbmd.manners import Channel as Carrier
 
 TIMEOUT_S = 30.0
+TIMEOUT_S_MAX = 1_000_000.0  # eleven days; poll(2) takes twice that in milliseconds
 _QUIET = frozenset(map(structlog.make_filtering_bound_logger, (WARNING, ERROR, CRITICAL)))
 
 
@@ -62,11 +63,10 @@ class Database(Operations):
         logger: Any = None,  # noqa: ANN401
         keys: str | Keys | None = None,
     ) -> None:
-        """Open; raises ``ValueError`` for a path that is not ``str``, ``OpenError`` (a ``plyvel.Error``) otherwise."""
+        """Open; raises ``ValueError`` for a path or a timeout that is none, ``OpenError`` (a ``plyvel.Error``) else."""
         _check_path(db_path)
-        if timeout_s <= 0:
-            message = f"timeout_s must be above 0, not {timeout_s!r}"
-            raise ValueError(message)
+        if not 0 < timeout_s <= TIMEOUT_S_MAX:
+            raise ValueError(f"timeout_s must be above 0 and up to {TIMEOUT_S_MAX:,.0f}, not {timeout_s!r}")
         self._opened = (db_path, timeout_s, keys)
         self.logger = logger or Logger(type(self).__name__)
         deadline = (
