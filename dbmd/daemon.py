@@ -33,6 +33,7 @@ from dbmd.engines import OpenRefusedError
 from dbmd.engines.leveldb import LevelDB, said
 from dbmd.identities import UnknownFormatError
 from dbmd.log import open_log
+from dbmd.places import tellable
 from dbmd.protocol import Welcome
 from dbmd.rendezvous import Entry, Serving
 from dbmd.standing import Standing
@@ -233,7 +234,7 @@ class Daemon:
             clock_ms(),
             self._doors.endpoints,
             self._config.limits.tell(),
-            self._store.path,
+            tellable(self._store.path),
         )
 
     def _died(self, actor: Actor, error: BaseException) -> None:

@@ -30,6 +30,11 @@ STEM_BYTES_USUAL = 21
 _FILE_NAME = re.compile(r"(\d+-\d+)\.(json|sock|sock\.points|sock\.scans|opening|serving|users|turn|managed|log)")
 
 
+def tellable(name: str) -> str:
+    r"""Return a path, or another name of the system's, fit for a message: a byte that is not UTF-8 as \udcNN."""
+    return name.encode(errors="backslashreplace").decode()
+
+
 class RendezvousError(Exception):
     """A runtime folder cannot be used, or a path in it is too long; the text says which and why."""
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from dbmd.access import ANYBODY
 from dbmd.actors.actor import clock_ms
 from dbmd.effects import Clients, RefusedError, Stop
+from dbmd.places import tellable
 from dbmd.protocol import Code
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ class Standing:
         if self._log.dropped:
             troubles.append(f"{self._log.dropped} log lines were dropped")
         return {
-            "path": entry.path,
+            "path": tellable(entry.path),
             "endpoint": entry.endpoint,
             "pid": entry.pid,
             "run": entry.run,

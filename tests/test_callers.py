@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from dbmd_client import AppointmentsDBM
+from dbmd_client import Administration, AppointmentsDBM
 from tests.daemon_process import DaemonProcess, patience, private_runtime, until
 
 if TYPE_CHECKING:
@@ -94,3 +94,23 @@ def test_a_deadline_of_days_is_no_hindrance(tmp_path: Path) -> None:
         assert manager.store_watcher_appointment("a1", {}) is True
         assert manager.load_watcher_appointment("a1") == {}
         assert manager.load_watcher_appointments() == {"a1": {}}
+
+
+def test_a_directory_named_otherwise_than_in_utf8_ended_its_daemon(tmp_path: Path) -> None:
+    """A directory of any name is served, and told of."""
+    path = f"{tmp_path}/caf\udce9"
+    with AppointmentsDBM(path) as manager, Administration(manager._channel.endpoint) as administration:  # type: ignore[attr-defined]
+        assert manager.store_watcher_appointment("a1", {}) is True
+        assert administration.status()["path"] == f"{tmp_path}/caf\\udce9"
+    with AppointmentsDBM(path) as manager:
+        assert manager.load_watcher_appointment("a1") == {}
+
+
+def test_a_program_named_otherwise_than_in_utf8_opened_nothing(
+    daemon: DaemonProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program of any name opens a database, and is listed by it."""
+    monkeypatch.setattr("sys.argv", ["/bin/caf\udce9"])
+    with AppointmentsDBM(daemon.endpoint) as manager, Administration(daemon.endpoint) as administration:
+        assert manager.store_watcher_appointment("a1", {}) is True
+        assert administration.clients()["clients"][0]["process"].startswith("caf\\udce9 (pid ")

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
+from dbmd.places import tellable
 from dbmd.protocol import Error
 from dbmd_client.endings import REFUSED
 
@@ -50,7 +51,7 @@ def context() -> zmq.Context[zmq.Socket[bytes]]:
 def describe_process() -> str:
     """Say who this process is, for the daemon's list of clients."""
     name = os.path.basename(sys.argv[0] or sys.executable)  # noqa: PTH119 - a name, not a path
-    return f"{name} (pid {os.getpid()} on {gethostname()})"[:200]
+    return tellable(f"{name} (pid {os.getpid()} on {gethostname()})")[:200]
 
 
 class Dialling:
