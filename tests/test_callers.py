@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from contextlib import suppress
+from copy import copy
 from typing import TYPE_CHECKING
 
 import pytest
@@ -114,3 +115,15 @@ def test_a_program_named_otherwise_than_in_utf8_opened_nothing(
     with AppointmentsDBM(daemon.endpoint) as manager, Administration(daemon.endpoint) as administration:
         assert manager.store_watcher_appointment("a1", {}) is True
         assert administration.clients()["clients"][0]["process"].startswith("caf\\udce9 (pid ")
+
+
+def test_an_object_of_a_relative_path_led_to_another_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Made again elsewhere, as ``multiprocessing`` does it, an object is of the same database; none is made there."""
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with AppointmentsDBM("data") as manager:
+        assert manager.store_watcher_appointment("a1", {}) is True
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        with copy(manager) as again:
+            assert again.load_watcher_appointment("a1") == {}
+    assert list((tmp_path / "elsewhere").iterdir()) == []

@@ -67,12 +67,13 @@ class Database(Operations):
         _check_path(db_path)
         if not 0 < timeout_s <= TIMEOUT_S_MAX:
             raise ValueError(f"timeout_s must be above 0 and up to {TIMEOUT_S_MAX:,.0f}, not {timeout_s!r}")
-        self._opened = (db_path, timeout_s, keys)
         self.logger = logger or Logger(type(self).__name__)
         deadline = (
             time.monotonic() + timeout_s
         )  # of all of it: to find or start the daemon, its welcome, and to give up
         opening = Opening.resolve(db_path, deadline, _keys(keys))
+        # Absolute, for where this object arrives the working directory may be another, and so another database.
+        self._opened = (opening.where, timeout_s, os.path.abspath(keys) if isinstance(keys, str) else keys)  # noqa: PTH100
         try:
             self._channel = Channel(opening, timeout_s, deadline)
         except BaseException:

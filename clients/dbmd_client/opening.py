@@ -93,6 +93,11 @@ class Opening:
         opening.reopen(deadline)
         return opening
 
+    @property
+    def where(self) -> str:
+        """Return the address, or the absolute path, that leads here from everywhere."""
+        return self._path or self.endpoint
+
     def still_served(self) -> bool:
         """Say whether the daemon at ``endpoint`` lives, at the cost of a few system calls; by address, always."""
         if self._place is None:
