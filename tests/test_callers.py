@@ -127,3 +127,17 @@ def test_an_object_of_a_relative_path_led_to_another_database(tmp_path: Path, mo
         with copy(manager) as again:
             assert again.load_watcher_appointment("a1") == {}
     assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_a_daemon_spoke_to_the_service_manager_of_whoever_started_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tower's own service manager hears nothing of the daemon: not that it is ready, nor that it stops."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(f"{tmp_path}/notify")
+        monkeypatch.setenv("NOTIFY_SOCKET", f"{tmp_path}/notify")
+        monkeypatch.setenv("WATCHDOG_USEC", "1000000")
+        with AppointmentsDBM(str(tmp_path / "data")) as database:
+            assert database.store_watcher_appointment("a1", {}) is True
+        with pytest.raises(BlockingIOError):
+            manager.recv(64, socket.MSG_DONTWAIT)

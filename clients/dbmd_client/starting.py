@@ -23,6 +23,8 @@ LOG_BYTES_KEPT = 1 << 20
 """A log longer than this starts anew with the next daemon: it may lie in memory (/run)."""
 LOG_TAIL_BYTES = 2000
 """How much of a dead daemon's log its starter quotes: a traceback's end."""
+SERVICE_VARIABLES = frozenset({"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"})
+"""What a service manager tells its service, which is whoever starts a daemon here, and not the daemon."""
 READY_BYTES_MAX = 65_536
 """A line on the pipe is an endpoint or a sentence; more is not from a daemon."""
 
@@ -66,7 +68,14 @@ def _spawn(path: str, writer: int, log: int) -> subprocess.Popen[bytes]:
     # -P: the working directory is not a place to import from. No shell, and nothing here comes from elsewhere.
     command = [sys.executable, "-P", "-m", "dbmd", "serve", path, "--on-demand", "--ready-fd", str(writer)]
     return subprocess.Popen(  # noqa: S603
-        command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/", start_new_session=True, pass_fds=(writer,)
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        cwd="/",
+        env={name: value for name, value in os.environ.items() if name not in SERVICE_VARIABLES},
+        start_new_session=True,
+        pass_fds=(writer,),
     )
 
 
