@@ -141,3 +141,28 @@ def test_a_daemon_spoke_to_the_service_manager_of_whoever_started_it(
             assert database.store_watcher_appointment("a1", {}) is True
         with pytest.raises(BlockingIOError):
             manager.recv(64, socket.MSG_DONTWAIT)
+
+
+def test_queries_under_way_did_not_outlive_their_connection_where_messages_are_small(
+    tmp_path: Path, folder: Path
+) -> None:
+    """What a hundred threads asked of a daemon that was killed is answered by the next, whatever its limits."""
+    (tmp_path / "dbmd.toml").write_text("[limits]\nmessage_bytes_max = 65536\nvalue_bytes_max = 8192\n")
+    arguments = ("--config", str(tmp_path / "dbmd.toml"))
+    found: list[object] = []
+    with (
+        DaemonProcess(tmp_path / "data", endpoint=f"ipc://{folder}/s", arguments=arguments) as daemon,
+        AppointmentsDBM(daemon.endpoint) as manager,
+    ):
+        manager.create_entry("k" * 1_000, "value")
+        manager.load_entry("k" * 1_000)
+        askers = [threading.Thread(target=lambda: found.append(manager.load_entry("k" * 1_000))) for _ in range(100)]
+        daemon.kill()
+        for asker in askers:
+            asker.start()
+        link = manager._channel._links["points"]  # type: ignore[attr-defined]
+        until(lambda: len(link._waiters) == len(askers), "the queries")
+        daemon.start()
+        for asker in askers:
+            asker.join()
+    assert found == [b"value"] * len(askers)

@@ -301,3 +301,17 @@ def test_a_command_was_begun_by_a_handlers_call_while_it_was_taken_out_of_the_qu
     call = commands.forsake(waiter)
     assert call is not None
     assert (call.waiter, call.attempt) == (waiter, 1)
+
+
+def test_queries_asked_again_were_one_message_that_no_daemon_takes() -> None:
+    """On another connection queries go out in as many frames as the daemon's limit asks for, each of them once."""
+    asked = Asked()
+    limits = Limits(message_bytes_max=65_536, value_bytes_max=8_192)
+    bodies = [bytes(size) for size in (1_000,) * 100 + (61_440, 10)]
+    tags = [asked.query(body, 1_000, Waiter()) for body in bodies]
+    asked.greeted(WELCOME._replace(limits=limits.tell()), 0)
+    frames = asked.outgoing(0)
+    assert max(map(len, frames)) <= limits.message_bytes_max
+    found = [query for frame in frames for query in protocol.decode(frame).queries]  # type: ignore[union-attr]
+    assert [(query.tag, query.body) for query in found] == list(zip(tags, bodies, strict=True))
+    assert len(frames) == 4

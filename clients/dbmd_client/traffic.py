@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 OVERDUE_MS = 1_000  # a reply that takes longer may be lost: the command is sent again, ever more rarely
 FRAME_OVERHEAD_BYTES = 4_096  # room for what surrounds the bodies in one frame
+QUERY_OVERHEAD_BYTES = 32  # tag, deadline and msgpack's own bytes, rounded up
 _OUTCOMES = frozenset(Outcome)
 DONE, FAILED = int(Outcome.DONE), int(Outcome.FAILED)
 
@@ -183,6 +184,7 @@ class Asked:
         self._poked_ms = 0
         self._tags = count(1)
         self._offset_ms = 0
+        self._bytes_max = Limits().message_bytes_max  # until a welcome tells it
 
     def query(self, body: bytes, deadline_ms: int, waiter: Waiter) -> int:
         """Ask, under a new tag."""
@@ -206,13 +208,17 @@ class Asked:
             return ()
         frames: list[bytes] = []
         queries: list[tuple[int, int, bytes]] = []
-        due = self._due
+        due, room = self._due, self._bytes_max
         while due:
             tag = due[0]
             asked = self.queries.get(tag)
             if asked is not None:
                 deadline_ms, body, waiter = asked
                 waiter.sent_ms = now  # from here on it is asked again when it is overdue, whoever is interrupted
+                room -= len(body) + QUERY_OVERHEAD_BYTES
+                if room < 0 and queries:
+                    frames.append(protocol.pack((QUERIES, queries)))
+                    queries, room = [], self._bytes_max - len(body) - QUERY_OVERHEAD_BYTES
                 queries.append((tag, max(0, deadline_ms + self._offset_ms), body))
             due.popleft()
         if queries:
@@ -284,6 +290,7 @@ class Asked:
         """Ask again what the old connection carried; its scans are lost."""
         self._part()
         self._pokes.clear()
+        self._bytes_max = Limits.told(welcome.limits).message_bytes_max - FRAME_OVERHEAD_BYTES
         self._offset_ms = welcome.clock_ms - now
         self._due.clear()  # and in this order: what another thread asks meanwhile stands there once, or twice
         self._due.extend([*self.queries])
