@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import example, given
@@ -18,6 +18,9 @@ from dbmd.actors.reader import Reader, Source
 from dbmd.keyspaces import RESERVED
 from dbmd.limits import Limits
 from dbmd.storage import MemoryStore
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 FOREVER_MS = 1 << 60
 KEY = b"ab12"
@@ -107,6 +110,42 @@ def test_a_damaged_record_is_told_of_once(reader: Reader, monkeypatch: pytest.Mo
     assert straight is None
     assert answer == (7, protocol.Outcome.FAILED, ("internal", "the store cannot be read: damaged"))
     assert reader.counts["reads_failed"] == 1
+
+
+@pytest.mark.parametrize("operation", ["load_responder_trackers", "count_records"])
+def test_a_scan_of_a_damaged_store_was_told_of_as_done(
+    reader: Reader, monkeypatch: pytest.MonkeyPatch, operation: str
+) -> None:
+    """A read error that ends a scan, or a count, is counted and said, and stands in its line, as one of a load is."""
+    sent: list[Any] = []
+    said: list[dict[str, str]] = []
+
+    def scan(*_: object, **__: object) -> Iterator[tuple[bytes, bytes]]:
+        yield b"r1", b"{}"
+        raise OSError("damaged")
+
+    def keep(_route: bytes, message: object, _body: object) -> bool:
+        sent.append(message)
+        return True
+
+    damaged: Any = SimpleNamespace(read_errors=(OSError,), scan=scan, close=lambda: None)
+    monkeypatch.setattr(reader, "name", "scans")
+    monkeypatch.setattr(reader, "counts", Counter())
+    monkeypatch.setattr(reader, "_rows", [])
+    monkeypatch.setattr(reader, "_logger", SimpleNamespace(error=lambda _event, **fields: said.append(fields)))
+    monkeypatch.setattr(reader, "_source", reader._source._replace(snapshot=lambda: damaged))
+    monkeypatch.setattr(reader, "send", keep)
+    if operation == "count_records":
+        reader._answer(b"r", peer_of(OPERATOR), (7, FOREVER_MS, packed(operation)), 0)
+    else:
+        reader._open(b"r", peer_of(OPERATOR), protocol.ScanRequest(7, FOREVER_MS, 1, packed(operation)), 0)
+    reader._send_page()
+    text = "the store cannot be read: damaged"
+    assert sent == [protocol.Answers([protocol.Answer(7, protocol.Outcome.FAILED, ("internal", text))])]
+    assert said == [{"error": text, "operation": operation}]
+    assert reader.counts["reads_failed"] == 1
+    assert [(row[0], row[3], row[6], row[-1]) for row in reader._rows] == [(operation, "failed", 7, "internal")]
+    assert reader.scans == 0
 
 
 def test_one_load_or_several_are_answered_in_one_frame(reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -157,10 +157,10 @@ class Reader(Actor):
         message = send.message
         if not self.send(send.ticket, message, send.body):
             self._drop(send.ticket)
-        if not isinstance(message, Page):
-            self._note_end(send.ticket, message.answers[0].tag)  # type: ignore[union-attr]  # a count's one answer
+        if not isinstance(message, Page):  # a count's one answer, or that the store cannot be read
+            self._note_end(send.ticket, message.answers[0])  # type: ignore[union-attr]
         elif message.last:
-            self._note_end(send.ticket, message.tag)
+            self._note_end(send.ticket, Answer(message.tag, DONE, None))
         elif busy and clock_ms() - send.opened_ms < GIVES_WAY_MS:
             self._stopping.wait((now_us() - began_us) * (SHARE - 1) / 1_000_000)
 
@@ -318,10 +318,8 @@ class Reader(Actor):
             else:
                 answer = Answer(tag, Outcome.DONE, self._source.administer(question, peer))
         except self._source.view.read_errors as error:
-            self.counts["reads_failed"] += 1
-            name = asked.operation.name if asked.operation is not None else None
-            self._logger.error("read failed", error=str(error), operation=name)  # noqa: TRY400 - no trace: it is the disk
             answer = Answer(tag, Outcome.FAILED, (str(Code.INTERNAL), f"the store cannot be read: {error}"))
+            self._read_failed(asked, answer)
         except (RefusedError, ProtocolError) as error:
             answer = _refusal(tag, error)
         return answer, asked.told(answer)
@@ -345,10 +343,18 @@ class Reader(Actor):
         self._paging.open(route, tag, question, self._source.snapshot(), credit, token, clock_ms())
         self._asked[route, tag] = asked
 
-    def _note_end(self, route: bytes, tag: int) -> None:
-        asked = self._asked.pop((route, tag), None)
+    def _read_failed(self, asked: _Asked, answer: Answer) -> None:
+        """Count what the disk denied, and say it."""
+        self.counts["reads_failed"] += 1
+        name = asked.operation.name if asked.operation is not None else None
+        self._logger.error("read failed", error=answer.payload[1], operation=name)
+
+    def _note_end(self, route: bytes, answer: Answer) -> None:
+        asked = self._asked.pop((route, answer.tag), None)
         if asked is not None:
-            self._note(asked.client, asked.arrived_us, [asked.told((tag, DONE, None))])
+            if answer.outcome != DONE:
+                self._read_failed(asked, answer)
+            self._note(asked.client, asked.arrived_us, [asked.told(answer)])
 
     def forget(self, route: bytes) -> None:
         """Forget a connection and close its snapshots."""
