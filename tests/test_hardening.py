@@ -28,7 +28,7 @@ from dbmd_client import Administration, AppointmentsDBM, DbmdError, OpenError, S
 from dbmd_client.link import Link
 from dbmd_client.traffic import OVERDUE_MS, Asked
 from dbmd_client.waiting import Waiter, now_ms
-from tests.daemon_process import DaemonProcess, private_runtime, small_pages, until
+from tests.daemon_process import DaemonProcess, descriptors_of, private_runtime, small_pages, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -205,6 +205,30 @@ def test_every_thread_of_a_forked_child_is_served(manager: AppointmentsDBM) -> N
     for link in links:
         link.lock.release()
     assert code == 0
+
+
+def test_a_forked_child_kept_the_sockets_of_each_try_in_vain(tmp_path: Path) -> None:
+    """A child that finds no daemon gives back what it tried with: it may try as often as it likes."""
+    path, elsewhere = tmp_path / "data", tmp_path / "elsewhere"
+    with private_runtime(), AppointmentsDBM(str(path)) as manager:
+        ((_, entry),) = filter(None, [rendezvous.find(str(path))])
+
+        def work() -> None:
+            def fail() -> None:
+                with pytest.raises(OpenError, match="No such file or directory"):
+                    manager.load_entry("k")
+
+            path.rename(elsewhere)
+            os.kill(entry.pid, signal.SIGKILL)
+            fail()
+            before = descriptors_of(os.getpid())
+            for _ in range(10):
+                fail()
+            until(lambda: descriptors_of(os.getpid()) <= before, "the sockets to be closed")
+            elsewhere.rename(path)
+            assert manager.load_entry("k") is None
+
+        assert in_child(work) == 0
 
 
 def test_an_iterator_does_not_go_on_in_a_forked_child(manager: AppointmentsDBM) -> None:

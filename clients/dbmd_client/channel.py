@@ -57,21 +57,10 @@ class Channel:
         self._commands, self._points, self._scans = Commands(), Asked(), Asked()
         client = self._commands.session.client
         self._writer = Link(self._opening.endpoint, client, process, self._commands, self._opening.keys)
-        hello = Waiter()
-        while self._writer.welcome is None:
-            if self._writer.wait(hello, min(deadline_ms, now_ms() + 20)):
-                break
-            refused = self._writer.refusal
-            if now_ms() >= deadline_ms or (refused is not None and refused.code != Code.BUSY):
-                self._unreachable()
-            self._look_after(self._writer, deadline_ms)
-        welcome = self._writer.welcome
-        if welcome is None:
-            self._unreachable()
-        self._tell(welcome)
         try:
+            self._tell(self._welcomed(deadline_ms))
             points, scans = self._sibling("points"), self._sibling("scans")
-        except errors.OpenError:
+        except BaseException:
             self._writer.close()
             raise
         self._readers = {
@@ -80,9 +69,19 @@ class Channel:
         }
         self._links = {"writer": self._writer} | {role: link for role, (link, _) in self._readers.items()}
 
+    def _welcomed(self, deadline_ms: int) -> Welcome:
+        hello = Waiter()
+        while self._writer.welcome is None:
+            if self._writer.wait(hello, min(deadline_ms, now_ms() + 20)):
+                break
+            refused = self._writer.refusal
+            if now_ms() >= deadline_ms or (refused is not None and refused.code != Code.BUSY):
+                self._unreachable()
+            self._look_after(self._writer, deadline_ms)
+        return self._writer.welcome or self._unreachable()
+
     def _unreachable(self) -> NoReturn:
         refused = self._writer.refusal
-        self._writer.close()
         if refused is not None:
             raise errors.OpenError(refused.code, f"{self._opening.endpoint} refused this client: {refused.text}")
         message = f"no daemon answered at {self._opening.endpoint} within {self.timeout_s:g} s"
@@ -375,7 +374,9 @@ class Channel:
 
     def _after_fork(self) -> None:
         """Leave the parent's sockets, locks and numbers alone, and make our own."""
-        _PARENTS.append((self._commands, self._points, self._scans, self._links, self._writer))
+        if self._links:  # else they were left alone already, and it is tried again
+            _PARENTS.append((self._commands, self._points, self._scans, self._links))
+        self._links = {}
         self._opening.after_fork()
         self._build(self._deadline_ms())
         self._pid = PROCESS.pid  # last: until then every other thread of this process waits for it
