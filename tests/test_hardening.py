@@ -446,6 +446,27 @@ def test_queries_that_wait_end_with_their_connection(monkeypatch: pytest.MonkeyP
         assert not reader._later
 
 
+def test_large_queries_that_waited_filled_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one connection no more bytes wait than of one message, and the one that reaches it."""
+    limits = Limits()
+    store, sent = MemoryStore({b"large": b"x" * limits.page_bytes_max}), Sent()
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as socket:
+        nature = Nature(limits, Quiet(), None, None, None, {})  # type: ignore[arg-type]
+        reader = Reader("points", socket, nature, Source(store, store.snapshot, lambda _question, _peer: {}))
+        monkeypatch.setattr(reader, "send_frame", sent)
+        peer = Peer(b"c" * 16, "client", "process", Origin("here"), Grant("uid:1", OPERATOR), "uid:1", None)
+        keys = (b"large", bytes(limits.message_bytes_max - 1_000))
+        queries = [Query(tag, 1 << 60, protocol.pack_body("raw_get", (key,))) for tag, key in enumerate(keys)]
+        frame = zmq.Frame()
+        for _ in range(2):
+            assert not reader.deaf(b"route", peer, frame)
+            reader.handle(b"route", peer, Queries(queries), 0)
+        assert reader.deaf(b"route", peer, frame)
+        assert not reader.deaf(b"other", peer, frame)
+        reader._answer_all(*reader._later.popleft())
+        assert not reader.deaf(b"route", peer, frame)
+
+
 def test_a_call_under_way_takes_no_share_in_a_database_that_was_closed(tmp_path: Path) -> None:
     """What looks after a daemon beside ``close`` takes nothing that nobody gives back: the daemon may leave."""
     with private_runtime():

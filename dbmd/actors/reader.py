@@ -50,7 +50,7 @@ Of the pages' size and of the time a scan has while commands are being committed
 stores beside it was 2.3 times Redis's beside HSCAN, 1.5 with the smaller pages, and 1.0 with the rests.
 """
 GIVES_WAY_MS = 8_000  # a scan older than this gives way no more: so it lasts 6 s longer at most
-LATER_MAX = 1_024  # queries of one connection that may wait before it is heard no more: a client has fewer threads
+LATER_MAX = 1_024  # queries of one connection that may wait, or a message's bytes: a client has fewer threads
 QUESTIONS = (Get, Scan, Count, Status, Clients, Stop)
 
 
@@ -245,9 +245,11 @@ class Reader(Actor):
             self._later.append((route, peer, rest, arrived_us))
 
     def deaf(self, route: bytes, peer: Peer | None, frame: zmq.Frame) -> bool:
-        """Say whether a message is dropped unread: also where as many queries of its connection wait as may."""
-        if self._later and sum(len(waiting[2]) for waiting in self._later if waiting[0] == route) >= LATER_MAX:
-            return True
+        """Say whether a message is dropped unread: also where as much of its connection waits as may."""
+        if self._later:
+            bodies = [len(query[2]) for waiting in self._later if waiting[0] == route for query in waiting[2]]
+            if len(bodies) >= LATER_MAX or sum(bodies) >= self.nature.limits.message_bytes_max:
+                return True
         return super().deaf(route, peer, frame)
 
     def _tell(self, route: bytes, client: str, arrived_us: int, answers: list[Fields], told: list[Told]) -> bool:
