@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from pydantic import BaseModel
 
 from dbmd.config import PUBLIC_SOCKETS, SECTIONS, replies_queued_max
+from dbmd.effects import TEXT_CHARS_MAX
 from dbmd.items import ITEM_BYTES, UNCOUNTED_BYTES_MAX
 from dbmd.limits import KIB, MIB, REQUESTS_QUEUED_MAX, TURNS_GROUPS
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from dbmd.config import Config
     from dbmd.limits import Limits
 
-OUTCOME_BYTES = 40  # what one settled outcome takes in memory
+OUTCOME_BYTES = 400 + 4 * TEXT_CHARS_MAX  # of one remembered: a refusal with the longest text; one that is done is 230
 UNFOLDED = 33  # bytes of memory for one of a request: an array of one small number is 2 bytes, and a tuple in a tuple
 BATCH_KEY_US = 4  # of the writer's time for one key of a batch, beside the disk's
 

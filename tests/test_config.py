@@ -16,10 +16,12 @@ from pydantic import ValidationError
 
 from dbmd import config
 from dbmd.config import ConfigError, bounds, load
+from dbmd.effects import TEXT_CHARS_MAX, RefusedError
+from dbmd.identities import Completion, Identities, digest_of
 from dbmd.items import ITEM_BYTES
 from dbmd.limits import Limits
-from dbmd.protocol import unpack
-from dbmd.worst_case import UNFOLDED, describe
+from dbmd.protocol import Code, unpack
+from dbmd.worst_case import OUTCOME_BYTES, UNFOLDED, describe
 
 REFERENCE = Path(__file__).parent.parent / "config" / "dbmd.toml"
 UNIT = REFERENCE.with_name("dbmd.service")
@@ -339,12 +341,29 @@ def test_describe_shows_the_arithmetic_of_the_worst_case() -> None:
     """Each product stands with its factors, and they multiply to what it says."""
     text = describe(load(None, {}))
     assert "scans_max 256 x page_credit_max 4 x page_bytes_max 524288 = 512 MiB" in text
-    assert "clients_remembered_max 10000 x client_window 256 x bytes 40 = 97.66 MiB" in text
+    assert "clients_remembered_max 10000 x client_window 256 x bytes 4400 = 10.49 GiB" in text
     assert "log_buffer_bytes_max 8388608 = 8 MiB" in text
     assert "sockets 3 x items 401000 x bytes 80 = 91.78 MiB" in text
     assert "sockets 3 x bytes 1048576 x unfolded 33 = 99 MiB" in text
     assert "batch_keys_max 100000 x us 4 = 0.4 s" in text
     assert text.count("together: ") == 2
+
+
+def test_an_outcome_took_a_hundred_times_what_the_arithmetic_said() -> None:
+    """What is remembered of the longest refusals is what the arithmetic says, or somewhat less."""
+    identities, clients, window = Identities(Limits(), ()), 20, range(1, 257)
+    tracemalloc.start()
+    try:
+        for client in range(clients):
+            for number in window:
+                text = RefusedError(Code.PRECONDITION, "\U0001f600" * 2 * TEXT_CHARS_MAX).text
+                end = Completion(number, 1, (str(Code.PRECONDITION), text), digest_of(text.encode()), 1 << 40)
+                identities.admit(client.to_bytes(16, "big"), 0, 1, end, 0, "uid:1")
+        identities.committed()
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert OUTCOME_BYTES * 0.9 < held / (clients * len(window)) <= OUTCOME_BYTES
 
 
 def test_a_request_unfolds_to_no_more_than_the_arithmetic_says() -> None:
