@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dbmd import operations, protocol, reserved
 from dbmd.access import Right
-from dbmd.effects import TEXT_CHARS_MAX, Append, Batch, Effect, RefusedError, Replace
+from dbmd.effects import Append, Batch, Effect, RefusedError, Replace, brief
 from dbmd.identities import BARRED, Completion, Identities, InHand, digest_of
 from dbmd.keyspaces import RESERVED_RANGE
 from dbmd.protocol import Code, Outcome, ProtocolError, Reply, Settled
@@ -112,7 +112,7 @@ class _Refusal(Exception):  # noqa: N818 - it is a refusal, told to the client, 
 
     def __init__(self, outcome: Outcome, code: Code, text: str) -> None:
         self.outcome = outcome
-        self.payload = (str(code), text[:TEXT_CHARS_MAX])  # it may quote what was sent, and is recorded
+        self.payload = (str(code), brief(text))
 
 
 class _Overlay:

@@ -19,18 +19,22 @@ if TYPE_CHECKING:
     from dbmd.storage import Range, View, Write
 
 
-TEXT_CHARS_MAX = 1000  # a refusal that names what a request held is sent back, logged, and may be recorded
+TEXT_CHARS_MAX = 250  # of a refusal: it is sent back, logged, and may be recorded
+
+
+def brief(text: str) -> str:
+    """Return the text of a refusal, fit to be kept: what it quotes may be long, and of characters that take much."""
+    plain = text[: TEXT_CHARS_MAX + 1].encode("ascii", "backslashreplace").decode()
+    return plain if len(plain) <= TEXT_CHARS_MAX else f"{plain[: TEXT_CHARS_MAX - 3]}..."
 
 
 class RefusedError(Exception):
     """A request that is wrong whatever the state, or whose precondition does not hold."""
 
     def __init__(self, code: Code, text: str) -> None:
-        if len(text) > TEXT_CHARS_MAX:
-            text = f"{text[:TEXT_CHARS_MAX]}..."
-        super().__init__(text)
         self.code = code
-        self.text = text
+        self.text = brief(text)
+        super().__init__(self.text)
 
 
 class Batch(NamedTuple):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from dbmd.config import Config
     from dbmd.limits import Limits
 
-OUTCOME_BYTES = 400 + 4 * TEXT_CHARS_MAX  # of one remembered: a refusal with the longest text; one that is done is 230
+OUTCOME_BYTES = 350 + TEXT_CHARS_MAX  # of one remembered: a refusal with the longest text; one that is done is 230
 UNFOLDED = 33  # bytes of memory for one of a request: an array of one small number is 2 bytes, and a tuple in a tuple
 BATCH_KEY_US = 4  # of the writer's time for one key of a batch, beside the disk's
 

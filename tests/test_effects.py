@@ -146,8 +146,11 @@ def test_a_refusal_quotes_no_more_than_a_log_line_bears() -> None:
     """However much a request held, the text that is sent back and may be recorded stays short."""
     code, text = refused(Replace(KEY, ("x" * 10**6,)), b"[]")
     assert code == Code.PRECONDITION
-    assert len(text) == TEXT_CHARS_MAX + len("...")
+    assert len(text) == TEXT_CHARS_MAX
+    assert text.endswith("x...")
     assert RefusedError(Code.TYPE, "y" * TEXT_CHARS_MAX).text == "y" * TEXT_CHARS_MAX
+    assert RefusedError(Code.TYPE, "\U0001f600 \udc80").text == r"\U0001f600 \udc80"
+    assert len(RefusedError(Code.TYPE, "\U0001f600" * TEXT_CHARS_MAX).text) == TEXT_CHARS_MAX
 
 
 def test_a_segment_is_a_keyspace_or_a_prefix_in_it() -> None:
