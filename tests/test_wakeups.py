@@ -18,7 +18,7 @@ from dbmd.protocol import Page
 from dbmd_client import AppointmentsDBM, UnknownOutcomeError
 from dbmd_client import link as link_room
 from dbmd_client.waiting import Waiter
-from tests.daemon_process import DaemonProcess, private_runtime, small_pages, until
+from tests.daemon_process import DaemonProcess, patience, private_runtime, small_pages, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -216,13 +216,13 @@ def test_a_call_slept_on_though_its_handlers_call_had_taken_in_its_answer(
 def test_the_readers_last_lines_were_lost_when_the_writer_died(tmp_path: Path) -> None:
     """What an actor answered stands in the log, though another actor's death ends the daemon at that moment."""
     with private_runtime() as folder, DaemonProcess(tmp_path / "data", endpoint=f"ipc://{folder}/s") as process:
-        with AppointmentsDBM(process.endpoint, timeout_s=2) as manager:
+        with AppointmentsDBM(process.endpoint) as manager:
             manager.create_entry("key", "value")
             manager.load_entry("key")
             process.path.rename(tmp_path / "away")
             for _ in range(5):
                 manager.load_entry("key")
-            with pytest.raises(UnknownOutcomeError):
+            with pytest.raises(UnknownOutcomeError), patience(manager, 2):
                 manager.create_entry("key", "other")
         assert process.process is not None
         assert process.process.wait() == 1
