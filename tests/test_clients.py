@@ -27,6 +27,7 @@ from dbmd_client import (
     SnapshotLostError,
     UnknownOutcomeError,
 )
+from dbmd_client.opening import Opening
 from tests.crew import ROOT, Crew
 from tests.crew_work import FILLERS, FILLING, opened, threads
 from tests.daemon_process import DaemonProcess, patience, private_runtime, until
@@ -423,6 +424,27 @@ def test_an_address_without_a_daemon_is_an_error_within_the_deadline(tmp_path: P
         assert isinstance(caught.value, plyvel.Error)
         assert "0.3 s" in str(caught.value)
         assert time.monotonic() - started < 3
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("tcp://", "tcp://127.0.0.1", "tcp://127.0.0.1:", "tcp://127.0.0.1:x", "tcp://:7700", "tcp://*:7700"),
+        *("tcp://127.0.0.1:0", "tcp://127.0.0.1:65536", "tcp://127.0.0.1:7700/x", "tcp://a b:7700", "tcp://\xe9:7700"),
+        *("ipc://", "ipc:///a\0b", "ipc:///\ud800", f"ipc:///{'x' * 107}"),
+    ],
+)
+def test_an_address_of_another_form_was_libzmq_s_own_error(address: str) -> None:
+    """What is no address is refused at once, as what every other opening that fails is, and by what is allowed."""
+    with pytest.raises(OpenError, match=r"is no address of a daemon: allowed is (tcp|ipc)://") as caught:
+        AppointmentsDBM(address, timeout_s=10)
+    assert caught.value.kind == "endpoint"
+
+
+@pytest.mark.parametrize("address", ["tcp://[::1]:7700", "tcp://fe80::1%eth0:7700", "tcp://h-1_x.example:65535"])
+def test_an_address_that_may_have_a_daemon_is_dialled(address: str) -> None:
+    """Whatever libzmq takes is taken."""
+    assert Opening.resolve(address, 0).endpoint == address
 
 
 def test_a_directory_that_another_process_makes_meanwhile_is_opened(

@@ -15,6 +15,7 @@ from __future__ import annotations
 import fcntl
 import os
 import random
+import re
 import threading
 import time
 from contextlib import contextmanager, suppress
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 SCHEMES = ("ipc://", "tcp://")
 ENDPOINT_BYTES_MAX = len("ipc://") + 107  # what a Unix socket's `sun_path` holds without its final NUL
 PORT_DIGITS_MAX, PORT_MAX = 5, 65_535
+HOST = re.compile(r"[0-9A-Za-z\[:][0-9A-Za-z_.:%;\[\]-]*")
+"""What libzmq takes for a host, without a *, which is none to connect to."""
 TURN_S = 2.0
 """An opener is kept out so long, up to twice as long by lot, then goes on without: a daemon starts in 0.3 s, and
 where a slow one is coming the next is only in vain. By lot, for not all are to start one at the same moment."""
@@ -44,6 +47,27 @@ CLOSING_TURN_S = 3.0
 """A closer waits so long for its turn, then goes on without: the turn only keeps it from meeting a new daemon."""
 HELD_GRACE_S = 0.3
 """A daemon that somebody else has just started shows itself within this time."""
+
+
+def _is_port(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) <= PORT_DIGITS_MAX and 0 < int(text) <= PORT_MAX
+
+
+def _dialled(address: str) -> str:
+    """Return an address that libzmq takes; raises ``OpenError``, for libzmq's own error is none of ours."""
+    if not address.startswith(SCHEMES):
+        raise OpenError("endpoint", f"{address}: an address starts with {' or '.join(SCHEMES)}")
+    scheme, _, rest = address.partition("://")
+    if scheme == "ipc":
+        good = rest != "" and rest.isprintable() and len(os.fsencode(address)) <= ENDPOINT_BYTES_MAX
+        allowed = f"ipc:// and the path of a socket, of at most {ENDPOINT_BYTES_MAX - len('ipc://')} bytes"
+    else:
+        host, _, port = rest.rpartition(":")
+        good = HOST.fullmatch(host) is not None and _is_port(port)
+        allowed = f"tcp://HOST:PORT with a port from 1 to {PORT_MAX}"
+    if not good:
+        raise OpenError("endpoint", f"{address!r} is no address of a daemon: allowed is {allowed}")
+    return address
 
 
 def sibling(endpoint: str, role: str, name: str) -> str:
@@ -58,7 +82,7 @@ def sibling(endpoint: str, role: str, name: str) -> str:
         good = name.isprintable() and "/" not in name and len(os.fsencode(found)) <= ENDPOINT_BYTES_MAX
     else:
         found = f"{endpoint.rpartition(':')[0]}:{name}"
-        good = name.isascii() and name.isdecimal() and len(name) <= PORT_DIGITS_MAX and 0 < int(name) <= PORT_MAX
+        good = _is_port(name)
     if not name or not good:
         raise OpenError(
             "malformed", f"{endpoint} tells no endpoint of its {role} reader: {name[:ENDPOINT_BYTES_MAX]!r}"
@@ -72,7 +96,7 @@ class Opening:
     def __init__(self, db_path: str, keys: Keys | None = None) -> None:
         self.keys = keys
         self.by_path = "://" not in db_path
-        self.endpoint = "" if self.by_path else db_path
+        self.endpoint = ""
         self._given = db_path
         self._path = ""
         self._place: Place | None = None
@@ -86,8 +110,7 @@ class Opening:
         """Return the opening of an address or a directory, its daemon found or started; raises ``OpenError``."""
         opening = cls(db_path, keys)
         if not opening.by_path:
-            if not db_path.startswith(SCHEMES):
-                raise OpenError("endpoint", f"{db_path}: an address starts with {' or '.join(SCHEMES)}")
+            opening.endpoint = _dialled(db_path)
             return opening
         opening._path = _directory(db_path)
         opening.reopen(deadline)
