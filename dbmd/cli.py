@@ -159,7 +159,7 @@ def _failing() -> Iterator[None]:
 @keys_group.command("new", short_help="Make a client's pair of keys.")
 @click.argument("name")
 @click.option("--folder", default=".", help="Where the two files go.  [default: here]")
-@click.option("--server", metavar="KEY", help="The daemon's public key, where it runs on another host.")
+@click.option("--server", metavar="'KEY'", help="The daemon's public key, where it runs on another host; quote it.")
 @_store_options
 def new_keys(name: str, folder: str, server: str | None, store: str | None, file: str | None) -> None:
     """

@@ -97,13 +97,13 @@ def _read(path: Path, *, secret: bool) -> dict[str, str]:
     return told
 
 
-def _checked(key: object, path: Path, field: str) -> str:
+def _checked(key: object, where: object, field: str) -> str:
     try:
         if isinstance(key, str) and len(key) == KEY_CHARACTERS and len(z85.decode(key)) == KEY_CHARACTERS * 4 // 5:
             return key
     except Exception:  # noqa: BLE001, S110 - z85 raises whatever struct does; a secret must not be quoted
         pass
-    raise KeysError(f"{path}: {field} is not a key of {KEY_CHARACTERS} characters")
+    raise KeysError(f"{where}: {field} is not a key of {KEY_CHARACTERS} characters")
 
 
 def _write(path: Path, fields: dict[str, str], comment: str, mode: int, *, fresh: bool) -> None:
@@ -134,7 +134,9 @@ def new(name: str, folder: Path, server: str | None) -> tuple[Path, Path]:
     check_name(name)
     public, secret = (key.decode() for key in zmq.curve_keypair())
     ticket, half = folder / f"{name}.secret", folder / f"{name}.public"
-    fields = {"name": name, "public": public, "secret": secret} | ({"server": server} if server else {})
+    fields = {"name": name, "public": public, "secret": secret}
+    if server is not None:
+        fields["server"] = _checked(server, "the daemon's public key", "it")
     try:
         _write(ticket, fields, "What dbmd's client connects with. Whoever can read it can be it.", 0o600, fresh=True)
         _write(half, {"name": name, "public": public}, "The public half: for `dbmd keys allow`.", 0o644, fresh=True)

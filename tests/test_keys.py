@@ -50,6 +50,14 @@ def test_secrets_are_written_for_their_owner_alone_whatever_the_umask(tmp_path: 
     assert Keys.read(ticket).server == pair[0]
 
 
+@pytest.mark.parametrize("server", ["", "abc", "~" * 40, "a" * 41])
+def test_a_ticket_was_made_for_whatever_was_called_a_daemon_s_key(tmp_path: Path, server: str) -> None:
+    """`dbmd keys new --server` refuses what is no key, quotes none of it, and leaves no file behind."""
+    with pytest.raises(KeysError, match=r"^the daemon's public key: it is not a key of 40 characters$"):
+        keys.new("alice", tmp_path, server)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.system
 def test_the_command_line_prints_no_secret(tmp_path: Path) -> None:
     """Whatever `dbmd keys` says, the secrets are in the files only, and in no repr."""
