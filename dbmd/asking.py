@@ -68,14 +68,20 @@ def _harmless(text: object) -> str:
 def status(where: str | None) -> None:
     """Say who serves a database to whom, since when, how many records, clients and commands, and whether it is well."""
     from dbmd import rendezvous  # noqa: PLC0415 - not for --help
+    from dbmd_client import Administration, DbmdError  # noqa: PLC0415
 
     endpoints = [entry.endpoint for entry in rendezvous.everyone()] if where is None else [_endpoint(where)]
     if not endpoints:
         fail("no daemon is published on this host; name a PATH or an ADDRESS")
     well = True
     for endpoint in endpoints:
-        with _asking(endpoint) as administration:
-            facts, counts = administration.status(), administration.count_records()
+        try:
+            with Administration(endpoint, timeout_s=ASK_TIMEOUT_S) as administration:
+                facts, counts = administration.status(), administration.count_records()
+        except DbmdError as error:  # one that does not answer must not hide the others
+            click.echo(f"dbmd: {_harmless(error)}", err=True)
+            well = False
+            continue
         for line in _lines(facts, counts):
             click.echo(_harmless(line))
         well = well and not facts["troubles"]

@@ -147,6 +147,21 @@ def test_from_elsewhere_a_stop_is_seen_by_the_address(daemon: DaemonProcess, mon
 # --- Clients ---
 
 
+def test_a_daemon_that_does_not_answer_hid_the_others(
+    daemon: DaemonProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked about all of a host, `dbmd status` tells of each, names the one without an answer, and exits with 1."""
+    nobody = f"ipc://{tmp_path}/nobody"
+    entries = [SimpleNamespace(endpoint=each) for each in (nobody, daemon.endpoint)]
+    monkeypatch.setattr(rendezvous, "everyone", lambda: entries)
+    monkeypatch.setattr(asking, "ASK_TIMEOUT_S", 1.0)
+    told = CliRunner().invoke(asking.status, [])
+    assert told.exit_code == 1
+    assert told.stderr == f"dbmd: no daemon answered at {nobody} within 1 s\n"
+    assert f"serving   {daemon.path} at {daemon.endpoint}" in told.stdout
+    assert told.stdout.endswith("health    well\n")
+
+
 def test_who_is_connected_is_listed_without_secrets_or_escapes(daemon: DaemonProcess) -> None:
     """Hash, user, role, process, pid and actors of each; what a process calls itself does nothing to a terminal."""
     evil = "\x1b[2J[bold]\u202e\nroot"
