@@ -223,6 +223,8 @@ class GroupCommit:
         size = len(body)
         try:
             operation, arguments, effect = self._effect(body, grant.role)
+            if self.disk_low:
+                self._must_free(effect)
             writes, payload = effect.evaluate(self._overlay, self._limits)
             size = self._write(writes, size)
         except RefusedError as error:
@@ -230,6 +232,7 @@ class GroupCommit:
             outcome, payload = Outcome.REFUSED, (str(error.code), error.text)
         except _Refusal as refusal:
             outcome, payload = refusal.outcome, refusal.payload
+            operation = operation or _named(body, self._limits)
             if attempt == 1:
                 reply = Reply(number, 1, outcome, False, payload, 0)  # noqa: FBT003
                 return Told(ticket, client, reply, operation, arguments, number)
@@ -264,10 +267,13 @@ class GroupCommit:
         except RefusedError as error:
             raise _Refusal(Outcome.REFUSED, error.code, f"{name}: {error.text}") from None
         assert isinstance(effect, EFFECTS)  # noqa: S101 - no query has the writer's role
-        if self.disk_low and not (isinstance(effect, Batch) and all(value is None for _, value in effect.writes)):
+        return operation, arguments, effect
+
+    def _must_free(self, effect: Effect) -> None:
+        """Refuse what does not only delete; raises ``_Refusal``."""
+        if not (isinstance(effect, Batch) and all(value is None for _, value in effect.writes)):
             text = f"disk_free_bytes_min is {self._limits.disk_free_bytes_min}, less is free; deletes and reads go on"
             raise _Refusal(Outcome.FAILED, Code.DISK, text)
-        return operation, arguments, effect
 
     def settle(self, ticket: Any, ask: Settle, uptime_ms: int, grant: Grant) -> Told | None:  # noqa: ANN401
         """

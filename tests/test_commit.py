@@ -292,6 +292,21 @@ def test_stores_fail_while_the_disk_is_low(daemon: Daemon) -> None:
     assert daemon.apply(B, 1, put("v")).outcome == Outcome.DONE
 
 
+def test_the_log_called_what_failed_or_was_refused_at_once_an_unknown_operation(daemon: Daemon) -> None:
+    """What is not taken is told with its operation, and with its arguments where those were checked."""
+    long = b"l" * (LIMITS.key_bytes_max + 1)
+    for body, disk_low, code, arguments in (
+        (put("v"), True, Code.DISK, (b"v", b"{}")),
+        (protocol.pack_body("store_watcher_appointment", (long, b"{}")), False, Code.LIMIT, ()),
+    ):
+        daemon.core.disk_low = disk_low
+        told = daemon.send(A, 1, body)
+        assert reply(told).payload[0] == code
+        assert told is not None
+        assert told.operation is not None
+        assert (told.operation.name, told.arguments) == ("store_watcher_appointment", arguments)
+
+
 def test_a_full_table_of_clients_answers_busy(daemon: Daemon) -> None:
     """One client more than are remembered is told so, and nothing of it is kept."""
     daemon.apply(A, 1, put("u"))
