@@ -100,6 +100,26 @@ def test_a_flood_of_failures_does_not_put_a_revocation_off(
         assert (len(told), ajar.gate.patience_ms()) == (FAILURES_MAX + 1, KEYS_MS)
 
 
+@pytest.mark.parametrize(
+    "sent,reason",
+    [(b"", "it hung up within the handshake"), (GREETING.replace(b"CURVE", b"PLAIN"), "no handshake of ours")],
+)
+def test_who_hung_up_was_said_to_have_made_no_handshake_of_ours(ajar: Ajar, sent: bytes, reason: str) -> None:
+    """A client that dials anew while libzmq does so too is no attacker; who speaks otherwise is told apart."""
+    with ajar.context.socket(zmq.ROUTER) as door, door.get_monitor_socket(room.FAILED) as monitor:
+        door.zap_domain = b"dbmd"
+        port = door.bind_to_random_port("tcp://127.0.0.1")
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as peer, suppress(ConnectionError):
+            peer.sendall(sent)
+            while sent and peer.recv(4096):
+                pass
+        assert monitor.poll(10_000)
+        ajar.gate._hear(monitor)
+        door.disable_monitor()
+    told: Any = ajar.gate._logger
+    assert told.warning.call_args.kwargs["reason"] == reason
+
+
 def test_failures_that_nobody_has_heard_of_yet_stop_no_socket(tmp_path: Path) -> None:
     """Past the room that libzmq has for them by default, its thread, which serves all sockets, waits for the gate."""
     Store(tmp_path / "data.keys").make()

@@ -93,7 +93,10 @@ class Gate(Actor):
                 return False
             event = recv_monitor_message(monitor, zmq.NOBLOCK)
             name = str(zmq.Event(event["event"]).name).lower()
-            self._refused(name, "no handshake of ours", event["endpoint"].decode("latin-1"))
+            # Clients that knew the run before do so too, when they dial anew what libzmq has just dialled for them.
+            hung_up = event["event"] == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+            reason = "it hung up within the handshake" if hung_up else "no handshake of ours"
+            self._refused(name, reason, event["endpoint"].decode("latin-1"))
         return True
 
     def _answer(self, frames: list[bytes]) -> None:
