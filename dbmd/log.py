@@ -376,7 +376,7 @@ def open_log(table: LogTable, buffer_bytes_max: int) -> Log:
     descriptor = STANDARD_ERROR if path is None else open_file(path)
     terminal = os.isatty(descriptor)
     console = table.format == "console" or (table.format == "auto" and terminal)
-    renderer = ConsoleRenderer(colors=terminal) if console else JsonRenderer()
+    renderer = ConsoleRenderer(colors=terminal and not os.environ.get("NO_COLOR")) if console else JsonRenderer()
 
     def note(count: int) -> bytes:
         fields: Mapping[str, object] = {"component": "log", "event": "log lines dropped", "count": count}

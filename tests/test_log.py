@@ -529,9 +529,17 @@ def test_a_full_disk_costs_lines_that_are_said_and_no_line_is_joined_to_a_torn_o
     assert done.stdout == "3\n"
 
 
+@pytest.mark.parametrize("no_color,colours", [("", True), ("1", False)])
 @pytest.mark.parametrize("style,expected", [("auto", "console"), ("console", "console"), ("json", "json")])
-def test_auto_is_console_on_a_terminal(style: str, expected: str) -> None:
-    """On a terminal ``auto`` is for eyes, in colours; ``json`` stays JSON."""
+def test_auto_is_console_on_a_terminal(
+    style: str,
+    expected: str,
+    no_color: str,
+    colours: bool,  # noqa: FBT001 - a parameter of pytest's
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On a terminal ``auto`` is for eyes, in colours unless NO_COLOR is set to something; ``json`` stays JSON."""
+    monkeypatch.setenv("NO_COLOR", no_color)
     controller, terminal = pty.openpty()
     tty.setraw(terminal)
     try:
@@ -544,7 +552,7 @@ def test_auto_is_console_on_a_terminal(style: str, expected: str) -> None:
         os.close(terminal)
     assert text.endswith("\n")
     assert "\x1b[2J" not in text
-    assert ("\x1b[" in text) == (expected == "console")
+    assert ("\x1b[" in text) == (colours and expected == "console")
     assert text.startswith("{") == (expected == "json")
 
 
