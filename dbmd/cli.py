@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -86,6 +87,7 @@ def serve(  # noqa: PLR0913, PLR0917 - one parameter a flag, in click's own orde
 def _serve(config: Config, *, on_demand: bool, ready_fd: int | None) -> int:
     from dbmd.daemon import Daemon, StartError  # noqa: PLC0415 - not for --help
 
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})  # until the daemon heeds it: it would end the start
     daemon = Daemon(config, __version__, on_demand=on_demand)
     try:
         daemon.open()

@@ -22,12 +22,12 @@ import plyvel
 import pytest
 import structlog
 
-from dbmd import rendezvous
+from dbmd import places, rendezvous
 from dbmd.keyspaces import RESERVED
 from dbmd_client import Administration, AppointmentsDBM, DbmdError
 from tests.crew import Crew
 from tests.crew_work import opened
-from tests.daemon_process import DaemonProcess, patience, private_runtime, run_dbmd, until
+from tests.daemon_process import EXIT_S_MAX, DaemonProcess, patience, private_runtime, run_dbmd, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -564,6 +564,39 @@ def test_sighup_reopens_the_log_file(tmp_path: Path, folder: Path) -> None:
     ]
     assert [uuid for uuid in uuids if uuid] == ["before", "between", "after"]
     assert '"after"' in log.read_text()
+
+
+HUNG_UP = """
+import os, signal, sys
+from dbmd.cli import main
+from dbmd.engines.leveldb import LevelDB
+
+open_store = LevelDB.open
+
+def open_and_be_told(*arguments, **named):
+    os.kill(os.getpid(), signal.SIGHUP)
+    return open_store(*arguments, **named)
+
+LevelDB.open = open_and_be_told
+main(["serve", sys.argv[1]])
+"""
+
+
+def test_sighup_ended_a_daemon_that_was_opening_its_database(tmp_path: Path, folder: Path) -> None:
+    """A rotation during a recovery waits until it is heeded: the start goes on, and then the log is opened anew."""
+    with subprocess.Popen(
+        [sys.executable, "-c", HUNG_UP, str(tmp_path / "data")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=os.environ | {places.FOLDER_VARIABLE: str(folder)},
+        text=True,
+    ) as daemon:
+        assert daemon.stdout is not None
+        assert "ready" in daemon.stdout.readline()
+        daemon.terminate()
+        _, log = daemon.communicate(timeout=EXIT_S_MAX)
+    assert daemon.returncode == 0
+    assert "log reopened" in log
 
 
 @pytest.mark.system
