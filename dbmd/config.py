@@ -132,6 +132,13 @@ class AccessTable(Table):
         },
     )
 
+    @field_validator("keys")
+    @classmethod
+    def _keys(cls, keys: str) -> str:
+        if "\0" in keys:
+            raise ValueError("a directory's path")
+        return keys
+
     @field_validator("allow_users", "allow_groups")
     @classmethod
     def _who(cls, names: list[str]) -> list[str]:

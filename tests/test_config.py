@@ -288,6 +288,7 @@ def test_roles_are_limited_to_kinds_of_record(tmp_path: Path) -> None:
         ('[access.roles.w]\nwrites = ["tracker"]', 'which "tracker" is not'),
         ("[access.roles.w]\nmore = 1", "allowed is tables [access.roles.NAME]"),
         ("insecure_tcp = 1", "access.insecure_tcp = 1: allowed is true or false"),
+        ('keys = "a\\u0000"', r'access.keys = "a\u0000": allowed is a directory'),
     ],
 )
 def test_who_may_enter_is_checked_at_the_start(text: str, expected: str, tmp_path: Path) -> None:
