@@ -295,6 +295,30 @@ def test_another_account_is_told_who_serves(database: str, folder: str, monkeypa
             os.seteuid(0)
 
 
+def test_a_socket_that_may_not_be_used_was_one_that_does_not_answer(tmp_path: Path) -> None:
+    """By address too another account is told what keeps it out, of the socket and of its folder; needs root."""
+    socket = tmp_path / "folder" / "socket"
+    for parent in tmp_path.parents:
+        if parent.stat().st_mode & 0o077 == 0:
+            parent.chmod(0o755)
+    tmp_path.chmod(0o755)
+    socket.parent.mkdir(mode=0o755)
+    socket.touch(0o600)
+    try:
+        os.seteuid(54321)
+        assert str(Opening.resolve(f"ipc://{socket}", soon()).unanswered(3)).endswith(
+            f"at ipc://{socket} within 3 s: this user may not connect to its socket"
+        )
+        os.seteuid(0)
+        socket.parent.chmod(0o700)
+        os.seteuid(54321)
+        with pytest.raises(OpenError, match=r"within 0\.2 s: this user may not connect to its socket"):
+            AppointmentsDBM(f"ipc://{socket}", timeout_s=0.2)
+        assert str(Opening.resolve("ipc:///nobody/s", soon()).unanswered(3)).endswith("within 3 s")
+    finally:
+        os.seteuid(0)
+
+
 @pytest.mark.parametrize("path", ["", "{}/no/database", "{}/nul\0"])
 def test_missing_parent(tmp_path: Path, path: str) -> None:
     """A path without a parent directory is missing, and nothing is made."""

@@ -84,8 +84,7 @@ class Channel:
         refused = self._writer.refusal
         if refused is not None:
             raise errors.OpenError(refused.code, f"{self._opening.endpoint} refused this client: {refused.text}")
-        message = f"no daemon answered at {self._opening.endpoint} within {self.timeout_s:g} s"
-        raise errors.OpenError("unreachable", message)
+        raise self._opening.unanswered(self.timeout_s)
 
     def _tell(self, welcome: Welcome) -> None:
         self.limits = Limits.told(welcome.limits)

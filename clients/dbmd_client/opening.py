@@ -156,6 +156,13 @@ class Opening:
             self._guard.release()
         return self.endpoint
 
+    def unanswered(self, timeout_s: float) -> OpenError:
+        """Return the error for a daemon that does not answer; of a socket that we may not use libzmq tells nothing."""
+        text = f"no daemon answered at {self.endpoint} within {timeout_s:g} s"
+        if _forbidden(self.endpoint):
+            text += ": this user may not connect to its socket"
+        return OpenError("unreachable", text)
+
     def after_fork(self) -> None:
         """Forget, in a forked child, the parent's share; the child takes its own when it first asks for the daemon."""
         self._guard = threading.Lock()  # a thread that is not here may have held it
@@ -336,11 +343,17 @@ def _directory(db_path: str) -> str:
 
 def _must_let_in(path: str, place: Place, entry: Entry) -> None:
     """Refuse a socket this account may not write to: libzmq would try to connect for ever, in silence."""
-    socket = entry.endpoint.removeprefix("ipc://")
-    if (
-        socket != entry.endpoint
-        and Path(socket).exists()
-        and not os.access(socket, os.R_OK | os.W_OK, effective_ids=True)
-    ):
+    if _forbidden(entry.endpoint):
         owner = Path(place.serving_path).stat().st_uid
         raise OpenError("held", f"{path} is served by process {entry.pid} of user {owner}, which lets nobody else in")
+
+
+def _forbidden(endpoint: str) -> bool:
+    """Say whether there is a socket at an address that this account may not use, or a folder it may not look into."""
+    socket = endpoint.removeprefix("ipc://")
+    if socket == endpoint:
+        return False
+    try:
+        return Path(socket).exists() and not os.access(socket, os.R_OK | os.W_OK, effective_ids=True)
+    except PermissionError:
+        return True
