@@ -79,6 +79,8 @@ class Standing:
             troubles.append(f"{free} bytes are free, stores need {self._limits.disk_free_bytes_min}")
         if self._log.dropped:
             troubles.append(f"{self._log.dropped} log lines were dropped")
+        if failed := self._counted("reads_failed"):
+            troubles.append(f"{failed} reads failed, for a part of the database is damaged")
         return {
             "path": tellable(entry.path),
             "endpoint": entry.endpoint,

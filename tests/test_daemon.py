@@ -24,7 +24,7 @@ import structlog
 
 from dbmd import places, rendezvous
 from dbmd.keyspaces import RESERVED
-from dbmd_client import Administration, AppointmentsDBM, DbmdError
+from dbmd_client import Administration, AppointmentsDBM, DbmdError, FailedError
 from tests.crew import Crew
 from tests.crew_work import opened
 from tests.daemon_process import EXIT_S_MAX, DaemonProcess, patience, private_runtime, run_dbmd, until
@@ -208,6 +208,41 @@ def test_a_damaged_directory_is_refused_to_whoever_opens_it_by_path(tmp_path: Pa
         AppointmentsDBM(str(path))
     assert {each.name: each.read_bytes() for each in path.iterdir() if each.name not in TOUCHED} == before
     assert rendezvous.everyone() == []
+
+
+def test_a_scan_over_a_damaged_block_was_logged_as_done(daemon: DaemonProcess) -> None:
+    """What cannot be read fails to its caller, in the line of its operation and in the daemon's health; it goes on."""
+    with opened(daemon.endpoint) as manager:
+        manager.create_append_locator_map("l", "1")
+        for number in range(20):  # in blocks behind the map's, and dbmd's own records behind those
+            manager.store_watcher_appointment(f"{number:02}", {"blob": "x" * 1_000})
+    assert daemon.terminate() == 0
+    daemon.start()  # what the log holds becomes a table
+    assert daemon.terminate() == 0
+    (table,) = daemon.path.glob("*.ldb")
+    with table.open("r+b") as file:
+        file.seek(100)
+        file.write(b"damaged")
+    daemon.start()
+    with opened(daemon.endpoint) as manager:
+        for call in (
+            partial(manager.load_locator_map, "l"),
+            partial(manager.create_append_locator_map, "l", "2"),
+            partial(manager.load_appointments_db, "m"),
+        ):
+            with pytest.raises(FailedError, match="the store cannot be read"):
+                call()
+        assert len(manager.db.get(b"w19") or b"") > 1_000
+    told = run_dbmd("status", daemon.endpoint)
+    assert told.returncode == 1
+    assert "the store cannot be read" in told.stderr
+    with Administration(daemon.endpoint) as administration:
+        assert administration.status()["troubles"] == ("4 reads failed, for a part of the database is damaged",)
+    lines = daemon.log_lines()
+    named = ["load_locator_map", "create_append_locator_map", "load_appointments_db", "count_records"]
+    failed = [line for line in lines if line["event"] == "operation" and line["outcome"] == "failed"]
+    assert sorted(each["operation"] for each in failed) == sorted(named)
+    assert [each["operation"] for each in lines if (each["event"], each["level"]) == ("read failed", "error")] == named
 
 
 def test_too_few_descriptors_stop_the_start(tmp_path: Path) -> None:

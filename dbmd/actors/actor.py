@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from dbmd.access import Grant
     from dbmd.limits import Limits
     from dbmd.log import Log, Row
+    from dbmd.manners import Operation
 
 IDLE_MS = 1_000  # an idle actor wakes this often to look after leases
 SWEEP_MS = 10_000  # how often connections of processes that are gone are looked for: ROUTER tells of none
@@ -313,6 +314,11 @@ class Actor:
                 "message refused", code=error.code, reason=str(error), client=known.shown if known else None
             )
         self.send(route, Error(error.code, str(error)))
+
+    def read_failed(self, text: str, operation: Operation | None) -> None:
+        """Count and say what the store could not tell, without a trace: it is the disk."""
+        self.counts["reads_failed"] += 1
+        self._logger.error("read failed", error=text, operation=operation.name if operation is not None else None)
 
     def heard_ms(self, route: bytes) -> int:
         """Return when a connection was last heard, 0 if it is gone; any thread may ask."""

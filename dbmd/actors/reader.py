@@ -321,7 +321,7 @@ class Reader(Actor):
                 answer = Answer(tag, Outcome.DONE, self._source.administer(question, peer))
         except self._source.view.read_errors as error:
             answer = Answer(tag, Outcome.FAILED, (str(Code.INTERNAL), f"the store cannot be read: {error}"))
-            self._read_failed(asked, answer)
+            self.read_failed(answer.payload[1], asked.operation)
         except (RefusedError, ProtocolError) as error:
             answer = _refusal(tag, error)
         return answer, asked.told(answer)
@@ -345,17 +345,11 @@ class Reader(Actor):
         self._paging.open(route, tag, question, self._source.snapshot(), credit, token, clock_ms())
         self._asked[route, tag] = asked
 
-    def _read_failed(self, asked: _Asked, answer: Answer) -> None:
-        """Count what the disk denied, and say it."""
-        self.counts["reads_failed"] += 1
-        name = asked.operation.name if asked.operation is not None else None
-        self._logger.error("read failed", error=answer.payload[1], operation=name)
-
     def _note_end(self, route: bytes, answer: Answer) -> None:
         asked = self._asked.pop((route, answer.tag), None)
         if asked is not None:
             if answer.outcome != DONE:
-                self._read_failed(asked, answer)
+                self.read_failed(answer.payload[1], asked.operation)
             self._note(asked.client, asked.arrived_us, [asked.told(answer)])
 
     def forget(self, route: bytes) -> None:

@@ -280,6 +280,8 @@ class Writer(Actor):
                 self._logger.error(
                     "identity refused", client=shown(each.client), number=each.number, reason=answer.payload[1]
                 )
+            elif answer.outcome == Outcome.FAILED and answer.payload[0] == Code.INTERNAL:
+                self.read_failed(answer.payload[1], each.operation)
 
     def park(self) -> None:
         """Finish and answer the group in hand, and persist what said goodbye."""
