@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import sys
@@ -137,12 +138,20 @@ def clients(where: str) -> None:
     click.echo(f"{len(found):,} connected")
 
 
+def _number(_context: click.Context, _option: click.Parameter, value: float) -> float:
+    """Refuse what click's range does not: it compares, and with what is no number no comparison holds."""
+    if math.isnan(value):
+        raise click.BadParameter("nan is not a number of seconds.")
+    return value
+
+
 @click.command(short_help="End a daemon in good order.")
 @click.argument("where", metavar="PATH|ADDRESS")
 @click.option(
     "--timeout",
     "timeout_s",
     type=click.FloatRange(min=0, min_open=True),
+    callback=_number,
     default=STOP_TIMEOUT_S,
     show_default=True,
     help="Seconds to wait for its end.",

@@ -255,3 +255,11 @@ def test_nobody_is_stopped_without_being_named() -> None:
     """`dbmd stop` needs a path or an address."""
     done = CliRunner().invoke(asking.stop, [])
     assert done.exit_code == 2
+
+
+@pytest.mark.parametrize("timeout", ["nan", "0", "-1", "soon"])
+def test_a_stop_waits_for_a_number_of_seconds(timeout: str) -> None:
+    """What is none above zero is refused by its option, with exit code 2, before anybody is asked."""
+    refused = CliRunner().invoke(asking.stop, ["ipc:///x", "--timeout", timeout])
+    assert refused.exit_code == 2
+    assert "'--timeout'" in refused.stderr
