@@ -92,6 +92,16 @@ def test_a_name_is_fit_for_a_file_a_log_and_a_terminal(name: str, store: Store, 
     assert [each.name for each in store.folder.iterdir()] == ["server.secret"]
 
 
+def test_half_a_pair_stood_in_the_way_of_the_next_try(tmp_path: Path) -> None:
+    """Where one file of a pair is there already, as after its ticket was moved to its tower, the other is not made."""
+    for there, other in (("tower1.public", "tower1.secret"), ("tower2.secret", "tower2.public")):
+        (tmp_path / there).write_text("there already")
+        with pytest.raises(KeysError, match=f"{there} is there already, and is not overwritten"):
+            keys.new(there.partition(".")[0], tmp_path, None)
+        assert (tmp_path / there).read_text() == "there already"
+        assert not (tmp_path / other).exists()
+
+
 def test_a_public_half_is_let_in_by_the_name_that_is_typed(store: Store, tmp_path: Path) -> None:
     """A file that calls itself by another's name takes nobody's place: whoever lets it in sees whom he lets in."""
     keys.new("olga", tmp_path, None)
