@@ -689,6 +689,15 @@ def test_a_repair_keeps_hurt_blocks_of_tables_out(tmp_path: Path) -> None:
         assert set(ours.scan(ALL)) < set(RECORDS)
 
 
+def test_a_repair_without_room_for_its_copy_called_the_database_unreadable(tmp_path: Path) -> None:
+    """Where the copy cannot be made it is the copy that is named, beside the reason, and not the database alone."""
+    path = tmp_path / "data"
+    LevelDB.open(str(path)).close()
+    copy = tmp_path / "no" / "copy"
+    with pytest.raises(OpenRefusedError, match=f"{path} cannot be copied to {copy}: .*No such file or directory"):
+        repair(str(path), str(copy))
+
+
 def test_a_repair_never_writes_over_or_into_anything(tmp_path: Path) -> None:
     """A copy that is not empty, or lies in the source, and a source that holds no database are refused."""
     path = original(tmp_path / "db")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import plyvel
 
 from dbmd.engines import OpenRefusedError, inspection, logs
-from dbmd.engines.leveldb import claim, locate, said, take_lock, unreadable
+from dbmd.engines.leveldb import claim, locate, said, take_lock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -67,7 +67,7 @@ def repair(path: str, copy: str) -> Repaired:
             scratch = undo.enter_context(tempfile.TemporaryDirectory(dir=target.parent, prefix=f"{target.name}."))
             _link(target, Path(scratch))
         except OSError as error:
-            raise unreadable(source, error) from error
+            raise OpenRefusedError("unreadable", f"{source} cannot be copied to {target}: {said(error)}") from error
         return _in_child(source, str(target), scratch, dropped_bytes)
 
 
