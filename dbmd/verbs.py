@@ -258,8 +258,8 @@ class AppendOne(Verb):
     right = Right.WRITE
 
     def encode(self, *arguments: Any) -> tuple[object, ...]:  # noqa: ANN401
-        key, _ = text(arguments[0]), text(arguments[1])
-        return (key, arguments[1])
+        key, item = text(arguments[0]), text(arguments[1])
+        return (key, item.decode())  # of a subclass of str, too: plain
 
     def effect(self, arguments: tuple[object, ...], limits: Limits) -> Append:
         rest, item = _wire(arguments, bytes, str)
@@ -274,9 +274,7 @@ class ReplaceSubset(Verb):
 
     def encode(self, *arguments: Any) -> tuple[object, ...]:  # noqa: ANN401
         key, items = text(arguments[0]), list(arguments[1])
-        for item in items:
-            text(item)
-        return (key, *items)
+        return (key, *(text(item).decode() for item in items))
 
     def effect(self, arguments: tuple[object, ...], limits: Limits) -> Replace:
         rest, items = _wire(arguments[:1], bytes)[0], arguments[1:]

@@ -166,3 +166,29 @@ def test_queries_under_way_did_not_outlive_their_connection_where_messages_are_s
         for asker in askers:
             asker.join()
     assert found == [b"value"] * len(askers)
+
+
+class Text(str):
+    """A text as numpy's, or an enumeration's, is one."""
+
+    __slots__ = ()
+
+
+class Data(bytes):
+    """Bytes that are somebody's own kind."""
+
+
+@pytest.mark.parametrize("number", [1, 200])
+def test_texts_and_bytes_of_a_caller_s_own_kind_were_refused_in_large_calls(daemon: DaemonProcess, number: int) -> None:
+    """What is a ``str``, or ``bytes``, by inheritance is taken as one, whatever the size of the call."""
+    uuids = [Text(f"{each:040}") for each in range(number)]
+    with AppointmentsDBM(daemon.endpoint) as manager:
+        for uuid in (*uuids, Text("long" * 500)):
+            manager.create_append_locator_map(Text("b2"), uuid)
+        manager.update_locator_map(Text("b2"), uuids)
+        assert manager.load_locator_map("b2") == uuids
+        with manager.db.write_batch() as batch:
+            for each in range(number):
+                batch.put(Data(b"k%d" % each), Data(b"value" * 4))
+            batch.delete(Data(b"none"))
+        assert len(list(manager.db.iterator(prefix=Data(b"k")))) == number

@@ -18,7 +18,7 @@ _SCAN = REGISTRY["raw_scan"]
 
 def _bytes(name: str, value: object) -> bytes:
     if isinstance(value, bytes):
-        return value
+        return bytes(value)  # plain; where it is, the very same
     message = f"{name} must be bytes, not {type(value).__name__}"
     raise TypeError(message)
 
