@@ -34,7 +34,7 @@ _FINAL_UNRECORDED = frozenset({Code.DEADLINE, Code.EXPIRED, Code.IDENTITY})
 DONE, EXPIRED = int(Outcome.DONE), int(Outcome.EXPIRED)
 COMMAND_OVERHEAD_BYTES = 64  # number, attempt, deadline and msgpack's own bytes, rounded up
 CLOCK_JUMP_MS = 60_000  # a daemon's clock that moved further against ours was started again with its machine
-FOR_EVER = range(-(1 << 62), 1 << 62)
+FOR_EVER, NEVER = range(-(1 << 62), 1 << 62), range(0)
 
 
 class Call:
@@ -213,8 +213,9 @@ class Session:
                     return None
                 if call.attempt > 1 and payload[0] not in _FINAL_UNRECORDED:
                     return None
-            if outcome == EXPIRED and call.attempt > 1:
-                self._told_unknown = True
+            if outcome == EXPIRED:
+                self.fresh = NEVER  # the daemon has a higher floor than ours: no number of this id is taken any more
+                self._told_unknown = self._told_unknown or call.attempt > 1
         call.reply = reply
         if not call.waited_for:
             return None  # it keeps its place, and so its record, until ``outcome`` asks
@@ -256,7 +257,7 @@ class Session:
             self._drop(call)
 
     def renew(self, now_ms: int) -> bool:
-        """Take a new id after half the expiry, when nobody waits for anything; the driver says hello again."""
+        """Take a new id once it is not fresh, when nobody waits for anything; the driver says hello again."""
         if now_ms in self.fresh or any(call.waited_for for call in [*self._calls.values()]):
             return False
         self.client = self._new_id()

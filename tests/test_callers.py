@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from dbmd_client import Administration, AppointmentsDBM
+from dbmd_client import Administration, AppointmentsDBM, FailedError
 from tests.daemon_process import DaemonProcess, patience, private_runtime, until
 
 if TYPE_CHECKING:
@@ -192,3 +192,16 @@ def test_texts_and_bytes_of_a_caller_s_own_kind_were_refused_in_large_calls(daem
                 batch.put(Data(b"k%d" % each), Data(b"value" * 4))
             batch.delete(Data(b"none"))
         assert len(list(manager.db.iterator(prefix=Data(b"k")))) == number
+
+
+def test_a_mistyped_identity_kept_its_client_from_storing_for_half_a_day(daemon: DaemonProcess) -> None:
+    """A number that was never given out is barred, and all below it; the client learns it once, and goes on."""
+    with AppointmentsDBM(daemon.endpoint) as manager, AppointmentsDBM(daemon.endpoint) as other:
+        assert manager.store_watcher_appointment("a1", {}) is True
+        session = manager._channel._commands.session  # type: ignore[attr-defined]
+        assert other.outcome(f"{session.client.hex()}.{session.birth}.99999")[0] == "not applied"
+        with pytest.raises(FailedError, match="it did not happen"):
+            manager.store_watcher_appointment("a2", {})
+        for uuid in ("a3", "a4"):
+            assert manager.store_watcher_appointment(uuid, {}) is True
+        assert sorted(manager.load_watcher_appointments()) == ["a1", "a3", "a4"]

@@ -374,6 +374,17 @@ def test_a_client_takes_a_new_id_after_half_the_expiry() -> None:
     assert not made.renew(99_999)
 
 
+@pytest.mark.parametrize("outcome", [Outcome.EXPIRED, Outcome.REFUSED])
+def test_a_client_that_was_expired_kept_its_id(outcome: Outcome) -> None:
+    """Once a number of its own has expired no other will be taken: a client goes on under another id."""
+    made = session()
+    first, call = made.client, begin(made)
+    sent(made)
+    assert made.reply(first, refusal(call, 1, Code.EXPIRED, outcome)) is call
+    assert made.renew(1) is (outcome == Outcome.EXPIRED)
+    assert (made.client != first) is (outcome == Outcome.EXPIRED)
+
+
 def test_a_call_keeps_its_identity_over_a_renewal_of_the_id() -> None:
     """What its outcome is asked for by names the id, the birth and the number it was sent under."""
     made = session()
