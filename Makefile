@@ -38,10 +38,10 @@ types: $(DEV)
 	$(BIN)/basedpyright
 
 test: $(DEV) ## the tests: no root, no system packages; every pure room covered by its own
-	@$(TIER) 'make test' 180 $(MAKE) --jobs=2 --output-sync=target test-rooms test-processes
+	@$(TIER) 'make test' 180 $(MAKE) --jobs=2 test-rooms test-processes
 
-test-rooms: # in one process, where their coverage is measured
-	$(PYTEST) -q -m room -p tests.rooms_covered
+test-rooms: # in one process, where their coverage is measured; told at its end, for beside it the processes tell theirs
+	@told=$$($(PYTEST) -q -m room -p tests.rooms_covered 2>&1) || status=$$?; echo "$$told"; exit "$${status:-0}"
 
 test-processes: # most of these wait for daemons and clients, so more of them run at once than there are cores
 	$(PYTEST) -q -m 'not room and not system and not deep' --numprocesses=4 --session-timeout=360
