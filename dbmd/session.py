@@ -156,6 +156,8 @@ class Session:
 
         A birth ahead of the uptime is another database's, or of a run whose last hour was lost.
         """
+        if self.fresh is NEVER:
+            return  # an expired id stays expired
         if self.birth is None or not self._expiry_ms:
             self.fresh = FOR_EVER
         else:

@@ -385,6 +385,19 @@ def test_a_client_that_was_expired_kept_its_id(outcome: Outcome) -> None:
     assert (made.client != first) is (outcome == Outcome.EXPIRED)
 
 
+def test_a_welcome_made_an_expired_id_fresh_again() -> None:
+    """Whatever is heard of the daemon's time meanwhile, a client whose number expired takes another id, and once."""
+    for hear in (Session.greeted, Session.timed):
+        made = session()
+        call = begin(made)
+        sent(made)
+        assert made.reply(made.client, refusal(call, 1, Code.EXPIRED, Outcome.EXPIRED)) is call
+        hear(made, welcome(uptime_ms=510, clock_ms=10), 5)
+        assert made.renew(6)
+        made.greeted(welcome(uptime_ms=511, clock_ms=11), 6)
+        assert not made.renew(6)
+
+
 def test_a_call_keeps_its_identity_over_a_renewal_of_the_id() -> None:
     """What its outcome is asked for by names the id, the birth and the number it was sent under."""
     made = session()
