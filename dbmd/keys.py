@@ -112,12 +112,12 @@ def _write(path: Path, fields: dict[str, str], comment: str, mode: int, *, fresh
     made = path.with_name(f".{path.name}.{os.getpid()}")
     descriptor = os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
-        os.write(descriptor, text.encode())
-        os.fchmod(descriptor, mode)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    try:
+        try:
+            os.write(descriptor, text.encode())
+            os.fchmod(descriptor, mode)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
         if fresh:
             os.link(made, path)
         else:
@@ -142,7 +142,11 @@ def new(name: str, folder: Path, server: str | None) -> tuple[Path, Path]:
         fields["server"] = _checked(server, "the daemon's public key", "it")
     try:
         _write(ticket, fields, "What dbmd's client connects with. Whoever can read it can be it.", 0o600, fresh=True)
-        _write(half, {"name": name, "public": public}, "The public half: for `dbmd keys allow`.", 0o644, fresh=True)
+        try:
+            _write(half, {"name": name, "public": public}, "The public half: for `dbmd keys allow`.", 0o644, fresh=True)
+        except BaseException:
+            ticket.unlink()
+            raise
     except OSError as error:
         raise KeysError(f"{ticket}: {error.strerror}") from None
     return ticket, half

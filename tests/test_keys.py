@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import os
 import stat
 import tomllib
@@ -100,6 +102,23 @@ def test_half_a_pair_stood_in_the_way_of_the_next_try(tmp_path: Path) -> None:
             keys.new(there.partition(".")[0], tmp_path, None)
         assert (tmp_path / there).read_text() == "there already"
         assert not (tmp_path / other).exists()
+
+
+@pytest.mark.parametrize("fails", [1, 2])
+def test_a_full_disk_left_half_a_pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: int) -> None:
+    """Where either file cannot be written neither is left, nor a part of one: the next try makes both."""
+    fsync, calls = os.fsync, itertools.count(1)
+
+    def full(descriptor: int) -> None:
+        if next(calls) == fails:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(KeysError, match=r"tower1\.secret: No space left on device"):
+        keys.new("tower1", tmp_path, None)
+    assert list(tmp_path.iterdir()) == []
+    assert [each.name for each in keys.new("tower1", tmp_path, None)] == ["tower1.secret", "tower1.public"]
 
 
 def test_a_public_half_is_let_in_by_the_name_that_is_typed(store: Store, tmp_path: Path) -> None:
