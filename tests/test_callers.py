@@ -129,6 +129,12 @@ def test_an_object_of_a_relative_path_led_to_another_database(tmp_path: Path, mo
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
+def test_an_object_without_keys_was_made_again_with_its_working_directory_for_a_ticket(daemon: DaemonProcess) -> None:
+    """No ticket, as an unset variable gives it, stays none where the object is made again."""
+    with AppointmentsDBM(daemon.endpoint, keys="") as manager, copy(manager) as again:
+        assert again.load_entry("k") is None
+
+
 def test_a_daemon_spoke_to_the_service_manager_of_whoever_started_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

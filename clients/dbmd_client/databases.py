@@ -73,7 +73,8 @@ class Database(Operations):
         )  # of all of it: to find or start the daemon, its welcome, and to give up
         opening = Opening.resolve(db_path, deadline, _keys(keys))
         # Absolute, for where this object arrives the working directory may be another, and so another database.
-        self._opened = (opening.where, timeout_s, os.path.abspath(keys) if isinstance(keys, str) else keys)  # noqa: PTH100
+        ticket = os.path.abspath(keys) if keys and isinstance(keys, str) else keys  # noqa: PTH100
+        self._opened = (opening.where, timeout_s, ticket)
         try:
             self._channel = Channel(opening, timeout_s, deadline)
         except BaseException:
