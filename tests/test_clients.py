@@ -441,9 +441,15 @@ def test_an_address_of_another_form_was_libzmq_s_own_error(address: str) -> None
     assert caught.value.kind == "endpoint"
 
 
-@pytest.mark.parametrize("address", ["tcp://[::1]:7700", "tcp://fe80::1%eth0:7700", "tcp://h-1_x.example:65535"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("tcp://[::1]:7700", "tcp://fe80::1%eth0:7700", "tcp://h-1_x.example:65535", "tcp://eth0;10.0.0.1:7700"),
+        *("ipc://a", "ipc://@abstract", "ipc:///a\xa0b/\U0001f469\u200d\U0001f4bb"),
+    ],
+)
 def test_an_address_that_may_have_a_daemon_is_dialled(address: str) -> None:
-    """Whatever libzmq takes is taken."""
+    """Whatever may lead to a daemon is taken, a runtime folder of any name in UTF-8 too."""
     assert Opening.resolve(address, 0).endpoint == address
 
 

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 
 from dbmd import rendezvous
 from dbmd.flocks import POLL_S, FileLock
+from dbmd.places import tellable
 from dbmd_client import starting
 from dbmd_client.errors import OpenError
 
@@ -59,7 +60,10 @@ def _dialled(address: str) -> str:
         raise OpenError("endpoint", f"{address}: an address starts with {' or '.join(SCHEMES)}")
     scheme, _, rest = address.partition("://")
     if scheme == "ipc":
-        good = rest != "" and rest.isprintable() and len(os.fsencode(address)) <= ENDPOINT_BYTES_MAX
+        # A NUL would end the path, and pyzmq takes no text but in UTF-8.
+        good = (
+            rest != "" and "\0" not in rest and rest == tellable(rest) and len(address.encode()) <= ENDPOINT_BYTES_MAX
+        )
         allowed = f"ipc:// and the path of a socket, of at most {ENDPOINT_BYTES_MAX - len('ipc://')} bytes"
     else:
         host, _, port = rest.rpartition(":")
