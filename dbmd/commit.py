@@ -149,6 +149,7 @@ class GroupCommit:
         self._bytes = 0
         self.state = GATHERING
         self.disk_low = False
+        self.unread: list[tuple[str, Operation | None]] = []  # what could not be read: the driver tells of it, once
         found = reserved.read(view.scan(RESERVED_RANGE))
         self.sequence, self.uptime_ms = found.sequence, found.uptime_ms
         self.identities = Identities(limits, found.completions)
@@ -233,6 +234,8 @@ class GroupCommit:
         except _Refusal as refusal:
             outcome, payload = refusal.outcome, refusal.payload
             operation = operation or _named(body, self._limits)
+            if payload[0] == Code.INTERNAL:
+                self.unread.append((payload[1], operation))
             if attempt == 1:
                 reply = Reply(number, 1, outcome, False, payload, 0)  # noqa: FBT003
                 return Told(ticket, client, reply, operation, arguments, number)

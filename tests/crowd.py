@@ -82,6 +82,10 @@ class Raw:
         assert isinstance(welcome, Welcome)
         self.welcome = welcome
 
+    def close(self) -> None:
+        """Be gone, without a word."""
+        self.socket.close()
+
     def send(self, message: protocol.Message) -> None:
         """Send one message."""
         self.socket.send(protocol.encode(message))

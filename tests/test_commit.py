@@ -538,6 +538,23 @@ def test_a_record_that_cannot_be_read_fails_its_command(daemon: Daemon) -> None:
     assert daemon.apply(A, 1, put("u")).outcome == Outcome.DONE
 
 
+@pytest.mark.parametrize("attempt", [1, 2])
+def test_a_read_that_failed_a_later_copy_was_not_told_of(daemon: Daemon, attempt: int) -> None:
+    """What could not be read is told of once, whichever copy asked; not where an outcome is only told again."""
+    daemon.store = Damaged()
+    daemon.restart()
+    told = daemon.send(A, 1, append("l", "1"), attempt=attempt)
+    if attempt > 1:
+        assert told is None
+        (told,) = daemon.commit()
+        assert ends(reply(daemon.send(A, 1, append("l", "1"), attempt=3))) == (Outcome.FAILED, True, Code.INTERNAL)
+    assert ends(reply(told))[0] == Outcome.FAILED
+    ((text, operation),) = daemon.core.unread
+    assert "checksum mismatch" in text
+    assert operation is not None
+    assert operation.name == "create_append_locator_map"
+
+
 def test_no_command_reads_a_range(daemon: Daemon) -> None:
     """What a group holds is not merged into a scan: an effect that tried would be wrong, so it fails aloud."""
     with pytest.raises(NotImplementedError):

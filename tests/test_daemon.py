@@ -21,12 +21,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import plyvel
 import pytest
 import structlog
+import zmq
 
-from dbmd import places, rendezvous
+from dbmd import places, protocol, rendezvous
 from dbmd.keyspaces import RESERVED
+from dbmd.protocol import Command
 from dbmd_client import Administration, AppointmentsDBM, DbmdError, FailedError
 from tests.crew import Crew
 from tests.crew_work import opened
+from tests.crowd import Raw
 from tests.daemon_process import EXIT_S_MAX, DaemonProcess, patience, private_runtime, run_dbmd, until
 
 if TYPE_CHECKING:
@@ -233,15 +236,21 @@ def test_a_scan_over_a_damaged_block_was_logged_as_done(daemon: DaemonProcess) -
             with pytest.raises(FailedError, match="the store cannot be read"):
                 call()
         assert len(manager.db.get(b"w19") or b"") > 1_000
+    with zmq.Context() as context, closing(Raw(context, daemon.endpoint)) as raw:
+        body = protocol.pack_body("create_append_locator_map", (b"l", "3"))
+        for attempt in (2, 3, 4):  # of which the first reads, and the others are told what it found
+            raw.send(protocol.Commands(raw.client, raw.welcome.uptime_ms, 1, [Command(1, attempt, 1 << 60, body)]))
+            assert raw.replies()[0].payload[0] == protocol.Code.INTERNAL
     told = run_dbmd("status", daemon.endpoint)
     assert told.returncode == 1
     assert "the store cannot be read" in told.stderr
     with Administration(daemon.endpoint) as administration:
-        assert administration.status()["troubles"] == ("4 reads failed, for a part of the database is damaged",)
+        assert administration.status()["troubles"] == ("5 reads failed, for a part of the database is damaged",)
     lines = daemon.log_lines()
-    named = ["load_locator_map", "create_append_locator_map", "load_appointments_db", "count_records"]
+    append = "create_append_locator_map"
+    named = ["load_locator_map", append, "load_appointments_db", append, "count_records"]
     failed = [line for line in lines if line["event"] == "operation" and line["outcome"] == "failed"]
-    assert sorted(each["operation"] for each in failed) == sorted(named)
+    assert sorted(each["operation"] for each in failed) == sorted([*named, append, append])
     assert [each["operation"] for each in lines if (each["event"], each["level"]) == ("read failed", "error")] == named
 
 

@@ -144,6 +144,8 @@ class Writer(Actor):
                 self._admit(ticket, frame, command, peer)
             if now_us() - self._gathered_us >= WORK_US_MAX:
                 break
+        while core.unread:
+            self.read_failed(*core.unread.pop(0))
         if self._at_once:
             told, self._at_once = self._at_once, []
             self._answer_at_once(told)
@@ -280,8 +282,6 @@ class Writer(Actor):
                 self._logger.error(
                     "identity refused", client=shown(each.client), number=each.number, reason=answer.payload[1]
                 )
-            elif answer.outcome == Outcome.FAILED and answer.payload[0] == Code.INTERNAL:
-                self.read_failed(answer.payload[1], each.operation)
 
     def park(self) -> None:
         """Finish and answer the group in hand, and persist what said goodbye."""
