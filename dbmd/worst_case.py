@@ -87,9 +87,8 @@ def _queue_terms(limits: Limits) -> list[_Term]:
     replies = ("high-water mark (client_window)", replies_queued_max(limits))
     return [
         _Term("requests", (*queues, requests, ("message_bytes_max", limits.message_bytes_max))),
-        _Term("queries behind large answers, at each reader", (
-            ("readers", PUBLIC_SOCKETS - 1), ("clients_max", limits.clients_max), ("", 2),
-            ("message_bytes_max", limits.message_bytes_max),
+        _Term("queries behind large answers, at the reader of points", (
+            ("clients_max", limits.clients_max), ("", 2), ("message_bytes_max", limits.message_bytes_max),
         )),
         _Term("replies", (*queues, replies, ("value_bytes_max", limits.value_bytes_max))),
     ]  # fmt: skip

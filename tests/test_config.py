@@ -343,6 +343,7 @@ def test_describe_shows_the_arithmetic_of_the_worst_case() -> None:
     text = describe(load(None, {}))
     assert "scans_max 256 x page_credit_max 4 x page_bytes_max 524288 = 512 MiB" in text
     assert "clients_remembered_max 10000 x client_window 256 x bytes 600 = 1.431 GiB" in text
+    assert "at the reader of points: clients_max 1024 x 2 x message_bytes_max 16777216 = 32 GiB" in text
     assert "log_buffer_bytes_max 8388608 = 8 MiB" in text
     assert "sockets 3 x items 401000 x bytes 80 = 91.78 MiB" in text
     assert "sockets 3 x bytes 1048576 x unfolded 33 = 99 MiB" in text
