@@ -445,6 +445,7 @@ def test_an_address_of_another_form_was_libzmq_s_own_error(address: str) -> None
     "address",
     [
         *("tcp://[::1]:7700", "tcp://fe80::1%eth0:7700", "tcp://h-1_x.example:65535", "tcp://eth0;10.0.0.1:7700"),
+        "tcp://127.0.0.1:*;127.0.0.1:7700",
         *("ipc://a", "ipc://@abstract", "ipc:///a\xa0b/\U0001f469\u200d\U0001f4bb"),
     ],
 )
