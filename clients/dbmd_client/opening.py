@@ -38,7 +38,7 @@ SCHEMES = ("ipc://", "tcp://")
 ENDPOINT_BYTES_MAX = len("ipc://") + 107  # what a Unix socket's `sun_path` holds without its final NUL
 PORT_DIGITS_MAX, PORT_MAX = 5, 65_535
 HOST = re.compile(r"(?=[0-9A-Za-z\[:])([0-9A-Za-z_.:%*\[\]-]*;)?[0-9A-Za-z_.:%;\[\]-]+")
-"""What libzmq takes for a host, behind the address to come from, if any: only that may have a *, to be chosen freely."""
+"""What libzmq takes for a host, behind the address to come from, if any: only that may have a *, for any port."""
 TURN_S = 2.0
 """An opener is kept out so long, up to twice as long by lot, then goes on without: a daemon starts in 0.3 s, and
 where a slow one is coming the next is only in vain. By lot, for not all are to start one at the same moment."""
