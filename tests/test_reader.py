@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import zmq
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -14,7 +15,7 @@ from dbmd import operations, protocol
 from dbmd.access import NOBODY, OPERATOR, READER, Grant, Role
 from dbmd.actors.actor import Nature
 from dbmd.actors.peers import Origin, Peer
-from dbmd.actors.reader import Reader, Source
+from dbmd.actors.reader import LATER_MAX, Reader, Source
 from dbmd.keyspaces import RESERVED
 from dbmd.limits import Limits
 from dbmd.storage import MemoryStore
@@ -146,6 +147,27 @@ def test_a_scan_of_a_damaged_store_was_told_of_as_done(
     assert reader.counts["reads_failed"] == 1
     assert [(row[0], row[3], row[6], row[-1]) for row in reader._rows] == [(operation, "failed", 7, "internal")]
     assert reader.scans == 0
+
+
+class Uncounted(tuple[Any, ...]):
+    """Queries, of which one frame may bring 16,384, that nobody may go through."""
+
+    __slots__ = ()
+
+    def __iter__(self) -> Any:  # noqa: ANN401
+        """Fail."""
+        raise AssertionError("their bytes were counted")
+
+
+def test_each_message_that_is_dropped_counted_the_bytes_of_all_that_wait(
+    reader: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where as many queries wait as may, the next message is dropped for the price of their number."""
+    peer, frame = peer_of(OPERATOR), zmq.Frame()
+    for number, many in ((LATER_MAX, True), (LATER_MAX - 1, False)):
+        queries = [(tag, FOREVER_MS, b"") for tag in range(number)]
+        monkeypatch.setattr(reader, "_later", deque([(b"r", peer, (Uncounted if many else tuple)(queries), 0)]))
+        assert reader.deaf(b"r", peer, frame) is many
 
 
 def test_one_load_or_several_are_answered_in_one_frame(reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:

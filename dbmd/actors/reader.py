@@ -247,8 +247,10 @@ class Reader(Actor):
     def deaf(self, route: bytes, peer: Peer | None, frame: zmq.Frame) -> bool:
         """Say whether a message is dropped unread: also where as much of its connection waits as may."""
         if self._later:
-            bodies = [len(query[2]) for waiting in self._later if waiting[0] == route for query in waiting[2]]
-            if len(bodies) >= LATER_MAX or sum(bodies) >= self.nature.limits.message_bytes_max:
+            mine = [waiting[2] for waiting in self._later if waiting[0] == route]
+            if sum(map(len, mine)) >= LATER_MAX:  # first: one frame may bring 16,384, and a flood may follow it
+                return True
+            if sum(len(body) for rest in mine for _, _, body in rest) >= self.nature.limits.message_bytes_max:
                 return True
         return super().deaf(route, peer, frame)
 
