@@ -46,7 +46,7 @@ test-rooms: # in one process, where their coverage is measured; told at its end,
 test-processes: # most of these wait for daemons and clients, so more of them run at once than there are cores
 	$(PYTEST) -q -m 'not room and not system and not deep' --numprocesses=4 --session-timeout=360
 
-test-system: $(DEV) ## what needs system packages, root, empty environments, or processes by the dozen
+test-system: $(DEV) ## what needs system packages, root, empty environments, processes by the dozen, or half a minute
 	@$(TIER) 'make test-system' 1200 $(BIN)/pytest -m system --timeout=600
 
 test-deep: $(DEV) ## the long search: SECONDS=600, SEEDS=all or committed

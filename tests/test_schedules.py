@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
     from dbmd_client.waiting import Waiter
 
+pytestmark = pytest.mark.system  # some thousand schedules: too long for the quick tier
+
 ROOMS = {str(Path(dbmd_client.__file__).parent / f"{room}.py") for room in ("channel", "link", "traffic", "waiting")}
 ROOMS.add(session.__file__)
 BLOCKED_S = 0.01  # whoever has not ended by then is taken to need what the thread that is held has
