@@ -27,8 +27,12 @@ LOOK_S = 0.05  # how often an end that is waited for is looked for
 
 def fail(message: str) -> NoReturn:
     """Say what went wrong, and exit with code 1."""
-    click.echo(f"dbmd: {message}", err=True)
+    _say(message)
     sys.exit(1)
+
+
+def _say(message: str) -> None:
+    click.echo(f"dbmd: {message}", err=True)
 
 
 def _endpoint(where: str) -> str:
@@ -80,7 +84,7 @@ def status(where: str | None) -> None:
             with Administration(endpoint, timeout_s=ASK_TIMEOUT_S) as administration:
                 facts, counts = administration.status(), administration.count_records()
         except DbmdError as error:  # one that does not answer must not hide the others
-            click.echo(f"dbmd: {_harmless(error)}", err=True)
+            _say(_harmless(error))
             well = False
             continue
         for line in _lines(facts, counts):

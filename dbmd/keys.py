@@ -134,9 +134,6 @@ def new(name: str, folder: Path, server: str | None) -> tuple[Path, Path]:
     check_name(name)
     public, secret = (key.decode() for key in zmq.curve_keypair())
     ticket, half = folder / f"{name}.secret", folder / f"{name}.public"
-    for each in (ticket, half):  # before either is made: half a pair would stand in the way of the next try
-        if os.path.lexists(each):
-            raise KeysError(f"{each} is there already, and is not overwritten")
     fields = {"name": name, "public": public, "secret": secret}
     if server is not None:
         fields["server"] = _checked(server, "the daemon's public key", "it")
@@ -145,7 +142,7 @@ def new(name: str, folder: Path, server: str | None) -> tuple[Path, Path]:
         try:
             _write(half, {"name": name, "public": public}, "The public half: for `dbmd keys allow`.", 0o644, fresh=True)
         except BaseException:
-            ticket.unlink()
+            ticket.unlink()  # half a pair would stand in the way of the next try
             raise
     except OSError as error:
         raise KeysError(f"{ticket}: {error.strerror}") from None
